@@ -1,0 +1,14 @@
+//! Quantised block formats and the kernels that compute on them. This crate knows bytes and shapes, no models.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`quant`] | block formats: layout, scalar quantise, dequantise and dot (the reference) |
+//! | [`cpu`] | SIMD kernels behind a table picked once at start; the worker team |
+//! | [`candle`] | the matmuls as candle `CustomOp`s |
+//! | [`cuda`] | the CUDA driver, found at run time (feature `cuda`) |
+
+pub mod cpu;
+pub mod error;
+pub mod quant;
+
+pub use error::{Error, Result};

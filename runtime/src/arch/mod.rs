@@ -1,0 +1,1 @@
+//! Architectures: metadata to plan, one record each.

@@ -1,0 +1,1 @@
+//! Every architectural variation as data.

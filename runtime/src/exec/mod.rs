@@ -1,0 +1,61 @@
+//! Executors: what runs a plan on a device.
+//!
+//! | executor | what it is |
+//! |---|---|
+//! | [`candle`] | op by op on candle tensors in f32: the definition, and the oracle of `verify` and the tests |
+//! | [`cpu`] | the fast one: a team of pinned workers walks the plan together over one arena |
+
+pub mod batch;
+pub mod candle;
+pub mod cpu;
+
+pub use batch::{OutputRows, SeqStep, StepBatch};
+
+use crate::error::Result;
+
+/// What an executor can take, fixed when it was built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most tokens in one [`StepBatch`].
+    pub max_step_tokens: usize,
+    /// Most rows of output in one step.
+    pub max_step_outputs: usize,
+    /// Blocks in the KV pool, each of [`crate::kv::BLOCK_TOKENS`] tokens over all layers. Block ids are `0..num_kv_blocks`.
+    pub num_kv_blocks: usize,
+    /// Most tokens of one sequence.
+    pub max_context: usize,
+}
+
+/// The rows that a step computed: `[num_rows, width]`, f32, row-major, in the order of the batch's sequences and,
+/// inside a sequence, of its tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct StepOutput<'a> {
+    /// Rows.
+    pub num_rows: usize,
+    /// Vocabulary or hidden size.
+    pub width: usize,
+    /// `num_rows · width` elements.
+    pub data: &'a [f32],
+}
+
+impl<'a> StepOutput<'a> {
+    /// Row `row`, of `width` elements.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.data[row * self.width..(row + 1) * self.width]
+    }
+}
+
+/// Runs the steps of one loaded plan. It owns the KV storage; who uses which block is the scheduler's business.
+pub trait Executor: Send {
+    /// Short name for logs and `--backend`: `cpu`, `candle`.
+    fn name(&self) -> &'static str;
+
+    /// What it can take.
+    fn limits(&self) -> Limits;
+
+    /// Computes the batch and writes its keys and values to the cache.
+    ///
+    /// # Errors
+    /// When the batch breaks [`Limits`], a token id is outside the vocabulary or a block id outside the pool; then nothing was written.
+    fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>>;
+}

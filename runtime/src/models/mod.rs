@@ -1,0 +1,1 @@
+//! Which models there are, what they are called, and which are loaded.

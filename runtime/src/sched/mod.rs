@@ -1,0 +1,1 @@
+//! The scheduler: which tokens of which sequences are computed in the next step. Counters only.
