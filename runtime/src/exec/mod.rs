@@ -8,8 +8,10 @@
 pub mod batch;
 pub mod candle;
 pub mod cpu;
+pub mod options;
 
 pub use batch::{OutputRows, SeqStep, StepBatch};
+pub use options::{Activations, Backend, ExecOptions, KvDtype};
 
 use crate::error::Result;
 

@@ -1,0 +1,66 @@
+//! How an executor is asked to run.
+
+/// Which executor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The fastest that can run the plan.
+    #[default]
+    Auto,
+    /// [`crate::exec::cpu`].
+    Cpu,
+    /// [`crate::exec::candle`].
+    Candle,
+}
+
+/// Arithmetic of matmuls with quantised weights on the cpu executor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible.
+    #[default]
+    Q8,
+    /// f32 activations on dequantised weights: slower, exact.
+    F32,
+}
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// Half the memory of f32.
+    #[default]
+    F16,
+    /// Exact.
+    F32,
+}
+
+/// What `exec::build` needs beside a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOptions {
+    /// Which executor.
+    pub backend: Backend,
+    /// Worker threads; `None`: physical cores inside the cgroup's limit.
+    pub threads: Option<usize>,
+    /// Most tokens of one sequence; `None`: the model's own context, as far as `kv_tokens` allows.
+    pub max_context: Option<usize>,
+    /// Tokens that the KV pool holds over all sequences; `None`: one full context.
+    pub kv_tokens: Option<usize>,
+    /// Most tokens in a step.
+    pub max_step_tokens: usize,
+    /// Matmul arithmetic.
+    pub activations: Activations,
+    /// KV storage.
+    pub kv_dtype: KvDtype,
+}
+
+impl Default for ExecOptions {
+    fn default() -> Self {
+        Self {
+            backend: Backend::Auto,
+            threads: None,
+            max_context: None,
+            kv_tokens: None,
+            max_step_tokens: 512,
+            activations: Activations::Q8,
+            kv_dtype: KvDtype::F16,
+        }
+    }
+}

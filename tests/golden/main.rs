@@ -1,0 +1,5 @@
+//! Tests against the goldens folder: tiny models with exact outputs, real vocabularies, real chat templates.
+//! They walk the folders that are there, never a list of names.
+
+#[path = "../support/mod.rs"]
+mod support;
