@@ -8,6 +8,7 @@
 //! | [`cuda`] | the CUDA driver, found at run time (feature `cuda`) |
 
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod quant;
 
