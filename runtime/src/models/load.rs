@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use crate::config::{ModelConfig, SamplingDefaults};
 use crate::engine::{Engine, EngineOptions, SamplingParams};
 use crate::error::{Error, Result};
-use crate::exec::ExecOptions;
+use crate::exec::{ExecOptions, Executor};
 use crate::loader::ModelFile;
 use crate::models::names;
-use crate::plan::OutputKind;
+use crate::plan::{OutputKind, Plan};
 use crate::text::{AddSpecial, ChatTemplate, GenerationPrompt, ParseSpecial, Tokenizer};
 
 /// Touched at a time while a file is read ahead.
@@ -142,6 +142,18 @@ impl Drop for LoadedModel {
 /// # Errors
 /// What is wrong with the file, what in it isn't supported, or what doesn't fit into memory.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
+    load_with(path, options, crate::exec::build)
+}
+
+/// [`load`] with another way to build the executor: for tests of what is built on a loaded model.
+///
+/// # Errors
+/// Those of [`load`] and of `build`.
+pub fn load_with(
+    path: &Path,
+    options: &LoadOptions,
+    build: impl FnOnce(&Plan, &ExecOptions) -> Result<Box<dyn Executor>>,
+) -> Result<LoadedModel> {
     let start = Instant::now();
     let name = options.name.clone().unwrap_or_else(|| names::from_path(path));
     let file = ModelFile::open(path)?;
@@ -152,7 +164,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
         read_ahead(&file, progress.as_ref());
         progress(Progress { stage: Stage::Preparing, done: 0, total: file.tensor_bytes() });
     }
-    let executor = crate::exec::build(&plan, &options.exec)?;
+    let executor = build(&plan, &options.exec)?;
     let limits = executor.limits();
     tracing::info!(
         model = name,
