@@ -58,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !bound.ip().is_loopback() {
         tracing::warn!("{bound} can be reached from other machines, and this server asks nobody for a key");
     }
-    output::write(&format!("http://{bound}\n"))?;
+    output::write(&format!("listening on http://{bound}\n"))?;
     let (stop, failed) = (Arc::new(Notify::new()), Arc::new(std::sync::Mutex::new(None)));
     match pinned {
         Some(model) => load_in_background(model, state.clone(), Arc::clone(&stop), Arc::clone(&failed))?,
@@ -115,7 +115,10 @@ fn load_in_background(
     Ok(())
 }
 
-/// SIGTERM and SIGINT. A second one ends the process at once.
+/// A second signal this soon is the same wish: a terminal and a wrapping script both pass Ctrl-C on.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// SIGTERM and SIGINT.
 struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
@@ -144,11 +147,16 @@ impl Signals {
         let _ = tokio::signal::ctrl_c().await;
     }
 
+    /// Returns at the first signal; a second, later one ends the process at once.
     async fn received(mut self) {
         self.next().await;
-        actix_web::rt::spawn(async move {
-            self.next().await;
-            std::process::exit(i32::from(super::failure::INTERRUPTED));
+        actix_web::rt::spawn(async {
+            tokio::time::sleep(SAME_WISH).await;
+            // A new one doesn't know of the signals of the last second.
+            if let Ok(mut signals) = Self::new() {
+                signals.next().await;
+                std::process::exit(i32::from(super::failure::INTERRUPTED));
+            }
         });
     }
 }
