@@ -230,9 +230,7 @@ impl ModelConfig {
                 return bad(what, "a finite number", value.to_string());
             }
         }
-        for (what, value) in
-            [("attention softcap", self.attention_softcap), ("logit softcap", self.logit_softcap)]
-        {
+        for (what, value) in [("attention softcap", self.attention_softcap), ("logit softcap", self.logit_softcap)] {
             if let Some(value) = value
                 && !(value > 0.0 && value.is_finite())
             {

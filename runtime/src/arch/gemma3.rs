@@ -130,11 +130,8 @@ fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
     let head_dim = keys.head_dim(&DEFAULTS)?;
     let (global, local) = ropes(keys, head_dim)?;
     let mut config = keys.decoder("gemma3", &DEFAULTS, global)?;
-    let window = if keys.config.map.contains_key("sliding_window") {
-        keys.config.usize("sliding_window")?
-    } else {
-        Some(4096)
-    };
+    let window =
+        if keys.config.map.contains_key("sliding_window") { keys.config.usize("sliding_window")? } else { Some(4096) };
     let period = keys.config.usize("sliding_window_pattern")?.unwrap_or(PATTERN);
     if period == 0 {
         return keys.config.bad("sliding_window_pattern", "at least 1", 0);
@@ -169,8 +166,7 @@ fn ropes(keys: &HfKeys<'_>, head_dim: usize) -> Result<(RopeSpec, RopeSpec)> {
         let nested = Object { map: nested, path: "rope_parameters." };
         Ok(Object { map: nested.object(key)?.unwrap_or(&empty), path })
     };
-    let defaults =
-        |theta| RopeDefaults { theta, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
+    let defaults = |theta| RopeDefaults { theta, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
     let global = match config.object("rope_scaling")? {
         Some(map) => Object { map, path: "rope_scaling." },
         None => of("full_attention", "rope_parameters.full_attention.")?,

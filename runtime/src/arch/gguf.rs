@@ -48,15 +48,8 @@ pub(crate) const OPTIONAL: &[&str] = &[
 
 /// Names that don't change what a decoder computes (`vocab_size` is the embedding table's number of rows). An entry that
 /// ends in a dot is a group.
-const NEUTRAL: &[&str] = &[
-    "classifier.",
-    "mm.",
-    "pooling_type",
-    "rope.scaling.finetuned",
-    "tensor_data_layout",
-    "vision.",
-    "vocab_size",
-];
+const NEUTRAL: &[&str] =
+    &["classifier.", "mm.", "pooling_type", "rope.scaling.finetuned", "tensor_data_layout", "vision.", "vocab_size"];
 
 impl GgufKeys<'_> {
     pub(crate) fn key(&self, name: &str) -> String {
@@ -125,8 +118,7 @@ impl GgufKeys<'_> {
         for key in self.meta.keys() {
             let Some(name) = key.strip_prefix(self.arch).and_then(|rest| rest.strip_prefix('.')) else { continue };
             let read = [REQUIRED, OPTIONAL, required, optional].iter().any(|names| names.contains(&name));
-            let neutral =
-                NEUTRAL.iter().any(|&n| n == name || (n.ends_with('.') && name.starts_with(n)));
+            let neutral = NEUTRAL.iter().any(|&n| n == name || (n.ends_with('.') && name.starts_with(n)));
             if read || neutral || self.is_off(key) {
                 continue;
             }

@@ -162,9 +162,7 @@ impl<'a> HfKeys<'a> {
             let factor = key.ends_with("_multiplier") || key.ends_with("scaling") || key.ends_with("scale");
             let off = match value {
                 Value::Bool(set) => !set,
-                Value::Number(number) => {
-                    number.as_f64() == Some(0.0) || (factor && number.as_f64() == Some(1.0))
-                }
+                Value::Number(number) => number.as_f64() == Some(0.0) || (factor && number.as_f64() == Some(1.0)),
                 Value::String(text) => text.is_empty(),
                 Value::Array(items) => items.is_empty(),
                 Value::Object(map) => map.is_empty(),

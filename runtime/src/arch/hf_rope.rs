@@ -149,7 +149,9 @@ impl HfKeys<'_> {
             }
             (Partial::Ignored, None | Some(1.0)) => defaults.head_dim,
             (Partial::Ignored, Some(factor)) if scaling == RopeScaling::None => {
-                tracing::warn!("partial_rotary_factor = {factor} has no effect in this architecture: heads rotate whole");
+                tracing::warn!(
+                    "partial_rotary_factor = {factor} has no effect in this architecture: heads rotate whole"
+                );
                 defaults.head_dim
             }
             (Partial::Ignored, Some(factor)) => {

@@ -36,11 +36,8 @@ fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
     let rope = RopeDefaults { theta: 10000.0, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
     let mut config = keys.decoder("mistral", &DEFAULTS, keys.rope(rope)?)?;
     // `null` means none; a file without the key has the class's default.
-    let window = if keys.config.map.contains_key("sliding_window") {
-        keys.config.usize("sliding_window")?
-    } else {
-        Some(4096)
-    };
+    let window =
+        if keys.config.map.contains_key("sliding_window") { keys.config.usize("sliding_window")? } else { Some(4096) };
     for layer in &mut config.layers {
         layer.window = window;
     }

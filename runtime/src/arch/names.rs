@@ -89,6 +89,8 @@ pub(crate) const GGUF: TensorNames = TensorNames {
 impl TensorNames {
     /// Whether a tensor is one of those that carry nothing for the decoder.
     pub(crate) fn ignores(&self, name: &str) -> bool {
-        self.ignored.iter().any(|part| if part.starts_with('.') { name.ends_with(part) } else { name.starts_with(part) })
+        self.ignored
+            .iter()
+            .any(|part| if part.starts_with('.') { name.ends_with(part) } else { name.starts_with(part) })
     }
 }

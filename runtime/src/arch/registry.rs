@@ -52,13 +52,8 @@ pub(crate) struct HfRecord {
 }
 
 /// All of them.
-const ARCHITECTURES: &[Architecture] = &[
-    llama::ARCHITECTURE,
-    mistral::ARCHITECTURE,
-    qwen2::ARCHITECTURE,
-    qwen3::ARCHITECTURE,
-    gemma3::ARCHITECTURE,
-];
+const ARCHITECTURES: &[Architecture] =
+    &[llama::ARCHITECTURE, mistral::ARCHITECTURE, qwen2::ARCHITECTURE, qwen3::ARCHITECTURE, gemma3::ARCHITECTURE];
 
 /// Names of the supported architectures.
 pub fn supported() -> impl Iterator<Item = &'static str> {

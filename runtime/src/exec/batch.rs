@@ -99,9 +99,7 @@ impl StepBatch {
             if seq.tokens.start != next_token || seq.tokens.end > self.tokens.len() || seq.tokens.is_empty() {
                 return refuse(format!("piece {index} has no tokens or leaves a gap: {:?}", seq.tokens));
             }
-            if seq.blocks.start != next_block
-                || seq.blocks.end > self.blocks.len()
-                || seq.blocks.end < seq.blocks.start
+            if seq.blocks.start != next_block || seq.blocks.end > self.blocks.len() || seq.blocks.end < seq.blocks.start
             {
                 return refuse(format!("piece {index} leaves a gap in the block tables: {:?}", seq.blocks));
             }

@@ -142,8 +142,7 @@ impl RopeSpec {
                     } else if wavelength > context / low_freq_factor {
                         freq / factor
                     } else {
-                        let smooth =
-                            (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                         (1.0 - smooth) * freq / factor + smooth * freq
                     }
                 };
@@ -184,9 +183,8 @@ impl RopeSpec {
     /// # Errors
     /// [`Error::BadMetadata`] that names the quantity.
     pub fn validate(&self, head_dim: usize) -> Result<()> {
-        let bad = |what: &str, expected: String, got: String| {
-            Err(Error::BadMetadata { key: what.into(), expected, got })
-        };
+        let bad =
+            |what: &str, expected: String, got: String| Err(Error::BadMetadata { key: what.into(), expected, got });
         if self.rotary_dim == 0 || !self.rotary_dim.is_multiple_of(2) || self.rotary_dim > head_dim {
             let expected = format!("an even number from 2 to the head's {head_dim} elements");
             return bad("rotary dimension", expected, self.rotary_dim.to_string());
@@ -297,12 +295,8 @@ mod tests {
 
     #[test]
     fn llama3_keeps_short_wavelengths_and_divides_long_ones() {
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_context: 8192,
-        };
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
         let plain = spec(128, 5e5, RopeScaling::None).inv_freq(0, &[]).unwrap();
         let got = spec(128, 5e5, scaling).inv_freq(0, &[]).unwrap();
         for (got, plain) in got.iter().zip(&plain) {
