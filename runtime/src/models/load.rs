@@ -118,7 +118,7 @@ impl LoadedModel {
         let template = self.template.as_ref().ok_or_else(|| {
             Error::Template(format!("`{}` has no chat template; use plain completion instead", self.name))
         })?;
-        template.render(messages, None, GenerationPrompt::Add, extra)
+        template.render(messages, None, GenerationPrompt::Yes, extra)
     }
 
     /// Encodes a plain prompt, with the special tokens that the model's vocabulary adds to every text (BOS). Special
