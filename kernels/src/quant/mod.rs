@@ -22,6 +22,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 
+pub(crate) use block::dequantize_row as dequantize_blocks;
 pub use block::{Block, GroupKind};
 pub use float::f16_to_f32;
 pub use q4_0::BlockQ4_0;
@@ -39,7 +40,7 @@ use crate::error::{Error, Result};
 /// `float`, `block(<struct>)` or `none`. The first argument names the macro that gets the rows, after the rest.
 macro_rules! quant_table {
     ($callback:ident $($args:tt)*) => {
-        $callback! { $($args)*
+        $crate::quant::$callback! { $($args)*
             #[doc = "32-bit float."]
             F32 0 "F32" 1 4 float;
             #[doc = "16-bit float (IEEE half)."]
@@ -186,7 +187,7 @@ macro_rules! with_block_arm {
         $other
     };
 }
-pub(crate) use {quant_table, with_block, with_block_arm, with_block_match};
+pub(crate) use {define_quant_type, quant_table, with_block, with_block_arm, with_block_match};
 
 impl QuantType {
     /// All types, in the order of their numbers.
@@ -275,4 +276,4 @@ impl std::fmt::Display for QuantType {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

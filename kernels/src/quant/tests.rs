@@ -117,7 +117,7 @@ fn round_trips_stay_within_the_step() {
     }
 }
 
-fn same_as_candle<B: GgmlType + Copy>(dtype: QuantType) {
+fn same_as_candle<B: GgmlType>(dtype: QuantType) {
     let mut rng = Rng(u64::from(dtype.ggml_id()) + 1);
     for _ in 0..50 {
         let bytes = random_row(dtype, 512, &mut rng);
