@@ -14,15 +14,15 @@ use super::progress::Bar;
 
 /// Where to look for models.
 #[derive(Debug, Clone, Default, Args)]
-pub struct RootArgs {
+pub(super) struct RootArgs {
     /// More folders with models, searched first; `:` or `;` between them. SHIMMY_MODEL_PATHS does the same.
     #[arg(long, value_name = "FOLDERS")]
-    pub model_dirs: Option<String>,
+    pub(super) model_dirs: Option<String>,
 }
 
 impl RootArgs {
     /// All roots, in the order of their search.
-    pub fn roots(&self) -> Vec<PathBuf> {
+    pub(super) fn roots(&self) -> Vec<PathBuf> {
         let extra = self.model_dirs.as_deref().map(models::discover::split_paths).unwrap_or_default();
         default_roots(&extra, |name| std::env::var_os(name))
     }
@@ -30,7 +30,7 @@ impl RootArgs {
 
 /// Which executor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendArg {
+pub(super) enum BackendArg {
     /// The fastest that can run the model.
     #[default]
     Auto,
@@ -42,7 +42,7 @@ pub enum BackendArg {
 
 /// Arithmetic of quantised matmuls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ActivationsArg {
+pub(super) enum ActivationsArg {
     /// Activations in blocks of int8: fast.
     #[default]
     Q8,
@@ -52,7 +52,7 @@ pub enum ActivationsArg {
 
 /// Element type of the KV cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum KvArg {
+pub(super) enum KvArg {
     /// Half the memory.
     #[default]
     F16,
@@ -63,33 +63,33 @@ pub enum KvArg {
 /// How to run a model.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "How to run the model")]
-pub struct ExecArgs {
+pub(super) struct ExecArgs {
     /// Which executor.
     #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendArg,
+    pub(super) backend: BackendArg,
     /// Worker threads [default: the physical cores this process may use].
     #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    pub(super) threads: Option<NonZeroUsize>,
     /// Most tokens of one conversation [default: what the model was made for, as far as memory allows].
     #[arg(long, value_name = "TOKENS")]
-    pub ctx: Option<NonZeroUsize>,
+    pub(super) ctx: Option<NonZeroUsize>,
     /// Arithmetic of matmuls with quantised weights.
     #[arg(long, value_enum, default_value_t)]
-    pub activations: ActivationsArg,
+    pub(super) activations: ActivationsArg,
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value_t)]
-    pub kv: KvArg,
+    pub(super) kv: KvArg,
     /// Tokens that the KV cache holds over all conversations [default: one full context].
     #[arg(long, value_name = "TOKENS")]
-    pub kv_tokens: Option<NonZeroUsize>,
+    pub(super) kv_tokens: Option<NonZeroUsize>,
     /// Most tokens in one step of the engine.
     #[arg(long, value_name = "TOKENS", default_value = "512")]
-    pub batch_tokens: Option<NonZeroUsize>,
+    pub(super) batch_tokens: Option<NonZeroUsize>,
 }
 
 impl ExecArgs {
     /// For the executor.
-    pub fn options(&self) -> ExecOptions {
+    pub(super) fn options(&self) -> ExecOptions {
         let defaults = ExecOptions::default();
         ExecOptions {
             backend: match self.backend {
@@ -116,45 +116,45 @@ impl ExecArgs {
 /// How to draw tokens. What isn't given comes from the model, else from the defaults.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "How to draw tokens (default: what the model recommends)")]
-pub struct SamplingArgs {
+pub(super) struct SamplingArgs {
     /// Most tokens of an answer [default: to the end of the context].
     #[arg(short = 'n', long, value_name = "N")]
-    pub max_tokens: Option<NonZeroUsize>,
+    pub(super) max_tokens: Option<NonZeroUsize>,
     /// 0 always takes the most probable token.
     #[arg(short, long, value_name = "T")]
-    pub temperature: Option<f32>,
+    pub(super) temperature: Option<f32>,
     /// Keep the K most probable tokens; 0 keeps all.
     #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
+    pub(super) top_k: Option<usize>,
     /// Keep the smallest set of tokens with this probability; 1 keeps all.
     #[arg(long, value_name = "P")]
-    pub top_p: Option<f32>,
+    pub(super) top_p: Option<f32>,
     /// Drop tokens below this share of the best one's probability; 0 keeps all.
     #[arg(long, value_name = "P")]
-    pub min_p: Option<f32>,
+    pub(super) min_p: Option<f32>,
     /// Penalty on repeated tokens; 1 is none.
     #[arg(long, value_name = "X")]
-    pub repeat_penalty: Option<f32>,
+    pub(super) repeat_penalty: Option<f32>,
     /// How many tokens the repeat penalty looks back.
     #[arg(long, value_name = "N")]
-    pub repeat_last_n: Option<usize>,
+    pub(super) repeat_last_n: Option<usize>,
     /// Penalty on tokens that occurred.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub presence_penalty: Option<f32>,
+    pub(super) presence_penalty: Option<f32>,
     /// Penalty on each occurrence of a token.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub frequency_penalty: Option<f32>,
+    pub(super) frequency_penalty: Option<f32>,
     /// The same seed gives the same answer [default: random].
     #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    pub(super) seed: Option<u64>,
     /// A text that ends the answer; may be given several times.
     #[arg(long, value_name = "TEXT")]
-    pub stop: Vec<String>,
+    pub(super) stop: Vec<String>,
 }
 
 impl SamplingArgs {
     /// What was given over what the model recommends.
-    pub fn over(&self, defaults: &SamplingParams) -> SamplingParams {
+    pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
         SamplingParams {
             logit_bias: defaults.logit_bias.clone(),
             repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
@@ -174,7 +174,7 @@ impl SamplingArgs {
 ///
 /// # Errors
 /// When there is none.
-pub fn find(model: &str, roots: &RootArgs) -> anyhow::Result<Discovered> {
+pub(super) fn find(model: &str, roots: &RootArgs) -> anyhow::Result<Discovered> {
     if model.is_empty() {
         return Err(usage("the model's name is empty; give a path or a name that `shimmy list` shows"));
     }
@@ -185,7 +185,7 @@ pub fn find(model: &str, roots: &RootArgs) -> anyhow::Result<Discovered> {
 ///
 /// # Errors
 /// What is wrong with the file, or what doesn't fit.
-pub fn load(found: &Discovered, exec: &ExecArgs) -> anyhow::Result<Arc<LoadedModel>> {
+pub(super) fn load(found: &Discovered, exec: &ExecArgs) -> anyhow::Result<Arc<LoadedModel>> {
     let bar = Bar::new(found.bytes);
     let options = LoadOptions {
         exec: exec.options(),

@@ -25,7 +25,7 @@ const HELP: &str = "/help           this list\n\
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// A GGUF file, a folder with safetensors, or a name that `shimmy list` shows.
     model: String,
     /// What the model is told before the conversation.
@@ -43,7 +43,7 @@ pub struct Args {
 ///
 /// # Errors
 /// See the exit codes.
-pub fn run(args: Args, context: Context) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
     let found = find(&args.model, &args.roots)?;
     let model = load(&found, &args.exec)?;

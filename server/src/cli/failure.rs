@@ -7,24 +7,24 @@ use std::sync::Arc;
 use shimmy_runtime::Error;
 
 /// Exit code of wrong usage and of unusable files.
-pub const USAGE: u8 = 2;
+pub(super) const USAGE: u8 = 2;
 /// Exit code of a failure at run time.
 const FAILED: u8 = 1;
 /// Exit code after Ctrl-C (128 + SIGINT).
-pub const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Arguments that parse but make no sense together.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct UsageError(pub String);
+pub(super) struct UsageError(pub String);
 
 /// An [`UsageError`] for `?` and `bail`.
-pub fn usage(message: impl Into<String>) -> anyhow::Error {
+pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
     UsageError(message.into()).into()
 }
 
 /// Prints the error and gives the exit code.
-pub fn report(error: &anyhow::Error) -> ExitCode {
+pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     // `shimmy list | head` closes our stdout: that is no failure.
     if error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -87,7 +87,7 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 /// A panic is a bug: one line that says where, and how to report it.
-pub fn install_panic_hook() {
+pub(super) fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
         let payload = info.payload();

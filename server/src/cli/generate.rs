@@ -14,7 +14,7 @@ use crate::routes::openai::types::{Done, Timings, Usage, finish_reason};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// A GGUF file, a folder with safetensors, or a name that `shimmy list` shows.
     model: String,
     /// The prompt [default: read from stdin].
@@ -41,7 +41,7 @@ pub struct Args {
 ///
 /// # Errors
 /// See the exit codes.
-pub fn run(args: Args, context: Context) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     Interrupt::install()?;
     let found = find(&args.model, &args.roots)?;
     let prompt = match &args.prompt {
@@ -113,7 +113,7 @@ fn chat_prompt(model: &LoadedModel, system: Option<String>, prompt: &str) -> any
 }
 
 /// One line about how fast it was.
-pub fn summary(model: &LoadedModel, done: &Done) -> String {
+pub(super) fn summary(model: &LoadedModel, done: &Done) -> String {
     let timings = Timings::new(&done.timings, &done.usage);
     let rate = |rate: Option<f64>| rate.map_or("-".into(), |rate| format!("{rate:.1}"));
     format!(

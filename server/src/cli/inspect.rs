@@ -1,11 +1,14 @@
 //! `shimmy inspect`: what a model file holds.
 
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 
 use serde_json::{Map, Value, json};
 use shimmy_runtime::loader::{Metadata, ModelFile};
 use shimmy_runtime::models::Summary;
 use shimmy_runtime::plan::OutputKind;
+use shimmy_runtime::plan::cost::Workload;
+use shimmy_runtime::plan::print::PlanTable;
 
 use super::args::{RootArgs, find};
 use super::output;
@@ -15,9 +18,12 @@ const MAX_ARRAY: usize = 8;
 /// Characters of a metadata value in the text output.
 const MAX_VALUE_CHARS: usize = 160;
 
+/// Positions that the last token of a plan's step sees.
+const PLAN_CONTEXT: usize = 1024;
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// A GGUF file, a folder with safetensors, or a name that `shimmy list` shows.
     model: String,
     /// Print one JSON object.
@@ -29,6 +35,9 @@ pub struct Args {
     /// Print the plan: operations with shapes, types, bytes and FLOPs.
     #[arg(long)]
     plan: bool,
+    /// With --plan: count bytes and FLOPs for a step of so many tokens.
+    #[arg(long, value_name = "N", default_value = "1", requires = "plan")]
+    plan_tokens: NonZeroUsize,
     #[command(flatten)]
     roots: RootArgs,
 }
@@ -37,12 +46,12 @@ pub struct Args {
 ///
 /// # Errors
 /// When the file is damaged or, with `--plan`, not supported.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let found = find(&args.model, &args.roots)?;
     let file = ModelFile::open(&found.path)?;
     let summary = Summary::of(&file)?;
     let plan = match args.plan {
-        true => Some(shimmy_runtime::arch::load(&file, OutputKind::Logits)?.1),
+        true => Some(plan_table(&file, args.plan_tokens.get())?),
         false => None,
     };
     let metadata = match &file.metadata {
@@ -61,12 +70,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             object["tensors"] = tensors(&file);
         }
         if let Some(plan) = &plan {
-            object["plan"] = shimmy_runtime::plan::print(plan).into();
+            object["plan"] = serde_json::to_value(plan)?;
         }
         return output::json(&object);
     }
     if let (Some(plan), false) = (&plan, args.tensors) {
-        return output::write(&shimmy_runtime::plan::print(plan));
+        return output::write(&plan.to_string());
     }
     let mut text = overview(&summary, found.bytes, &metadata);
     if args.tensors {
@@ -87,9 +96,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(plan) = &plan {
         text += "\n";
-        text += &shimmy_runtime::plan::print(plan);
+        text += &plan.to_string();
     }
     output::write(&text)
+}
+
+/// The plan with the costs of a step whose last token sees a typical context.
+fn plan_table(file: &ModelFile, num_tokens: usize) -> anyhow::Result<PlanTable> {
+    let (_, plan) = shimmy_runtime::arch::load(file, OutputKind::Logits)?;
+    let context = plan.max_context.min(PLAN_CONTEXT).max(num_tokens);
+    Ok(PlanTable::new(&plan, Workload { num_tokens, ..Workload::decode(context) }))
 }
 
 fn tensors(file: &ModelFile) -> Value {

@@ -9,7 +9,7 @@ use super::failure::INTERRUPTED;
 
 /// The handler, alive for the rest of the process.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt {
+pub(super) struct Interrupt {
     listening: Arc<AtomicBool>,
     pressed: Arc<Notify>,
 }
@@ -19,7 +19,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn install() -> anyhow::Result<Self> {
+    pub(super) fn install() -> anyhow::Result<Self> {
         let interrupt = Self::default();
         let watched = interrupt.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -38,7 +38,7 @@ impl Interrupt {
     }
 
     /// From now on Ctrl-C goes to [`Listener::pressed`], until the listener is dropped.
-    pub fn listen(&self) -> Listener<'_> {
+    pub(super) fn listen(&self) -> Listener<'_> {
         self.listening.store(true, Ordering::SeqCst);
         Listener(self)
     }
@@ -46,11 +46,11 @@ impl Interrupt {
 
 /// Catches Ctrl-C.
 #[derive(Debug)]
-pub struct Listener<'a>(&'a Interrupt);
+pub(super) struct Listener<'a>(&'a Interrupt);
 
 impl Listener<'_> {
     /// Returns when Ctrl-C was pressed.
-    pub async fn pressed(&self) {
+    pub(super) async fn pressed(&self) {
         self.0.pressed.notified().await;
     }
 }

@@ -9,7 +9,7 @@ use super::output;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Print an array of JSON objects.
     #[arg(long)]
     json: bool,
@@ -67,7 +67,7 @@ impl Entry {
 ///
 /// # Errors
 /// When stdout is closed.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let roots = args.roots.roots();
     let catalog = Catalog::scan(&[], &roots);
     let entries: Vec<Entry> = catalog.models().iter().cloned().map(Entry::new).collect();

@@ -8,7 +8,7 @@ use serde::Serialize;
 ///
 /// # Errors
 /// When stdout is closed or full.
-pub fn write(text: &str) -> anyhow::Result<()> {
+pub(super) fn write(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
@@ -18,17 +18,17 @@ pub fn write(text: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When stdout is closed or full.
-pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     write(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
 /// `98.4 MB`: powers of 1000, as disks and downloads are sold.
-pub fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     scaled(bytes, &["B", "kB", "MB", "GB", "TB"], " ")
 }
 
 /// `134.5M`: parameters.
-pub fn count(count: u64) -> String {
+pub(super) fn count(count: u64) -> String {
     scaled(count, &["", "K", "M", "B", "T"], "")
 }
 
@@ -43,7 +43,7 @@ fn scaled(value: u64, units: &[&str], space: &str) -> String {
 }
 
 /// Columns padded to their widest cell; the last one isn't padded. `right` says which are right-aligned.
-pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
@@ -61,7 +61,7 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 }
 
 /// Text from a file, safe for a terminal: control characters become spaces, long texts are cut.
-pub fn printable(text: &str, max_chars: usize) -> String {
+pub(super) fn printable(text: &str, max_chars: usize) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     let mut out: String = text.chars().take(max_chars).map(clean).collect();
     if text.chars().nth(max_chars).is_some() {

@@ -13,7 +13,7 @@ use super::output;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// A GGUF file, a folder with safetensors, or a name that `shimmy list` shows.
     model: Option<String>,
     /// Print one JSON object.
@@ -61,7 +61,7 @@ struct Model {
 ///
 /// # Errors
 /// When the model's file is damaged or nothing here can run it.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let driver = cuda::probe();
     let cuda_devices = match &driver {
         cuda::Driver::Present { devices, .. } => devices.iter().map(|device| device.name.clone()).collect(),
@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
         cpu: proc_field("/proc/cpuinfo", "model name"),
-        cpu_features: cpu::features(),
+        cpu_features: cpu::CpuKernels::features(),
         isa: cpu::CpuKernels::detect().isa().name(),
         available_threads: std::thread::available_parallelism().ok().map(Into::into),
         default_workers: args.exec.threads.map_or_else(cpu::topology::default_workers, Into::into),

@@ -11,13 +11,13 @@ use shimmy_runtime::models::load::{Progress, ProgressFn};
 const LARGE_FILE_BYTES: u64 = 256 << 20;
 
 /// A bar that removes itself when dropped.
-pub struct Bar {
+pub(super) struct Bar {
     bar: Option<ProgressBar>,
 }
 
 impl Bar {
     /// A bar for a file of this size, if it is large and somebody watches.
-    pub fn new(file_bytes: u64) -> Self {
+    pub(super) fn new(file_bytes: u64) -> Self {
         let is_shown = file_bytes >= LARGE_FILE_BYTES && std::io::stderr().is_terminal();
         let bar = is_shown.then(|| {
             let bar = ProgressBar::new(file_bytes);
@@ -32,7 +32,7 @@ impl Bar {
     }
 
     /// What `load` calls.
-    pub fn watcher(&self) -> Option<ProgressFn> {
+    pub(super) fn watcher(&self) -> Option<ProgressFn> {
         let bar = self.bar.clone()?;
         Some(Arc::new(move |progress: Progress| {
             bar.set_message(progress.stage.name());

@@ -20,7 +20,7 @@ const PORTS: std::ops::RangeInclusive<u16> = 11435..=11535;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Load this model at the start: a path, or a name that `shimmy list` shows. Requests that name no model get it.
     #[arg(short, long, env = "SHIMMY_BASE_GGUF")]
     model: Option<String>,
@@ -49,7 +49,7 @@ pub struct Args {
 ///
 /// # Errors
 /// See the exit codes.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let address = Address::new(&args)?;
     let pinned = args.model.as_deref().map(|model| find(model, &args.roots)).transpose()?;
     let listener = address.listen()?;

@@ -8,12 +8,12 @@ use super::output;
 ///
 /// # Errors
 /// When stdout is closed.
-pub fn run() -> anyhow::Result<()> {
+pub(super) fn run() -> anyhow::Result<()> {
     output::write(&format!(
         "shimmy {}\ncpu: {} ({})\ncuda: {}\n",
         env!("CARGO_PKG_VERSION"),
         cpu::CpuKernels::detect().isa().name(),
-        cpu::features().join(" "),
+        cpu::CpuKernels::features().join(" "),
         cuda::probe()
     ))
 }
