@@ -36,7 +36,7 @@ pub(super) fn pin_current_thread(cpu: usize) {
     {
         let mut set = rustix::thread::CpuSet::new();
         set.set(cpu);
-        drop(rustix::thread::sched_setaffinity(None, &set));
+        let _refused = rustix::thread::sched_setaffinity(None, &set).is_err();
     }
     #[cfg(not(target_os = "linux"))]
     let _ = cpu;

@@ -1,7 +1,8 @@
 //! Row-wise operations behind a table picked once: norms, activations, sums, rotary embedding, attention tiles.
 
 use super::attention::{TileArgs, TileScratch};
-use super::simd::{Lanes, ScalarLanes};
+use super::isa::Isa;
+use super::simd::ScalarLanes;
 use super::{attention, math};
 
 /// Activation functions.
@@ -66,7 +67,7 @@ macro_rules! entry_points {
             /// Inside the functions below the features are given by their contract.
             #[inline(always)]
             fn lanes() -> $lanes {
-                #[allow(clippy::unwrap_used, reason = "the entry points are reachable only through a table that exists after detection")]
+                #[allow(clippy::unwrap_used, reason = "reachable only through a table, which exists only after detection")]
                 $detect.unwrap()
             }
 
@@ -132,31 +133,19 @@ macro_rules! same_length {
 }
 
 impl VectorKernels {
-    /// Plain Rust.
-    pub fn scalar() -> Self {
-        #[allow(clippy::unwrap_used, reason = "scalar code needs no CPU feature")]
-        scalar::table().unwrap()
-    }
-
-    /// AVX2, FMA, F16C; `None` if the CPU lacks one.
-    pub fn avx2() -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        return avx2::table();
-        #[cfg(not(target_arch = "x86_64"))]
-        None
-    }
-
-    /// AVX-512 F, BW, DQ, VL; `None` if the CPU lacks one.
-    pub fn avx512() -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        return avx512::table();
-        #[cfg(not(target_arch = "x86_64"))]
-        None
-    }
-
-    /// The best that the CPU has.
-    pub fn detect() -> Self {
-        Self::avx512().or_else(Self::avx2).unwrap_or_else(Self::scalar)
+    /// The table of this level; [`Isa::Scalar`]'s where the CPU lacks it.
+    pub fn for_isa(isa: Isa) -> Self {
+        let table = match isa {
+            Isa::Scalar => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::table(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Vnni => avx512::table(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
+        };
+        #[expect(clippy::expect_used, reason = "plain Rust needs no CPU feature")]
+        table.or_else(scalar::table).expect("scalar code runs anywhere")
     }
 
     /// Normalises `x` into `out`, both of the weight's length.

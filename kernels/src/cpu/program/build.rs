@@ -3,6 +3,7 @@
 use super::instr::Access;
 use super::*;
 use crate::cpu::attention::{KV_BLOCK, TILE_QUERIES, TileScratch};
+use crate::cpu::{ACT_GROUP, SUM_GROUP};
 use crate::quant::QuantType;
 
 /// Collects buffers, weights and instructions.
@@ -142,14 +143,15 @@ impl ProgramBuilder {
             })
             .collect();
         let act_rows = size.max_tokens.max(size.max_outputs);
-        let (mut q_len, mut side_len) = (0, 0);
+        let (mut q_len, mut d_len, mut sums_len) = (0, 0, 0);
         let acts = self
             .acts
             .iter()
             .map(|&k| {
-                let slot = ActSlot { k, q: q_len, side: side_len };
+                let slot = ActSlot { k, q: q_len, d: d_len, sums: sums_len };
                 q_len = (q_len + k * act_rows).next_multiple_of(64);
-                side_len = (side_len + k / 32 * act_rows).next_multiple_of(16);
+                d_len = (d_len + k / ACT_GROUP * act_rows).next_multiple_of(16);
+                sums_len = (sums_len + k / SUM_GROUP * act_rows).next_multiple_of(32);
                 slot
             })
             .collect();
@@ -173,7 +175,7 @@ impl ProgramBuilder {
         let scratch = (0..team.num_workers())
             .map(|_| {
                 Region::new(vec![WorkerScratch {
-                    matmul: Scratch::for_shapes(max_cols, act_rows),
+                    matmul: Scratch::for_shapes(max_cols),
                     attention: TileScratch::new(max_dim),
                     heads: vec![0.0; TILE_QUERIES * max_dim],
                     row: vec![0.0; max_width],
@@ -188,8 +190,8 @@ impl ProgramBuilder {
         let memory = Memory {
             arena: Region::new(vec![0.0; arena_len]),
             act_q: Region::new(vec![0; q_len]),
-            act_d: Region::new(vec![0.0; side_len]),
-            act_s: Region::new(vec![0.0; side_len]),
+            act_d: Region::new(vec![0.0; d_len]),
+            act_sums: Region::new(vec![0; sums_len]),
             kv,
             scratch,
             writers: vec![0; size.num_blocks],
@@ -197,7 +199,7 @@ impl ProgramBuilder {
         };
         let barriers = self.place_barriers();
         let code = Code {
-            vectors: self.kernels.vectors(),
+            vectors: VectorKernels::for_isa(self.kernels.isa()),
             kernels: self.kernels,
             buffers,
             acts,
@@ -288,8 +290,8 @@ impl ProgramBuilder {
             Instr::Quantize { x, act } => {
                 self.check_span(x)?;
                 let k = *self.acts.get(act.0).ok_or("unknown activation buffer")?;
-                if k != x.width || !k.is_multiple_of(32) {
-                    return Err(format!("{} columns into rows of {k} (a multiple of 32)", x.width));
+                if k != x.width || !k.is_multiple_of(ACT_GROUP) {
+                    return Err(format!("{} columns into rows of {k} (a multiple of {ACT_GROUP})", x.width));
                 }
                 Ok(())
             }

@@ -1,6 +1,5 @@
 //! The instructions, and what each reads and writes: the input of barrier placement.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cpu::vector::{Activation, RopePairs};
@@ -45,10 +44,6 @@ pub struct Span {
 }
 
 impl Span {
-    pub(super) fn columns(&self) -> Range<usize> {
-        self.start..self.start + self.width
-    }
-
     /// Same buffer and at least one common column.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.buf == other.buf && self.start < other.start + other.width && other.start < self.start + self.width

@@ -20,10 +20,6 @@ impl<T> Region<T> {
         Self { cells }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.cells.len()
-    }
-
     /// The address of element `index`, which may be one past the end.
     pub(super) fn at(&self, index: usize) -> *mut T {
         assert!(index <= self.cells.len(), "region: index out of bounds");

@@ -32,7 +32,7 @@ pub use run::{SeqInput, StepInput};
 use super::program::memory::Region;
 use super::team::Team;
 use super::vector::VectorKernels;
-use super::{CpuKernels, Scratch};
+use super::{CpuKernels, MatrixRef, Scratch};
 use half::f16;
 
 /// The element type of the KV cache.
@@ -110,9 +110,10 @@ struct BufferSlot {
 
 struct ActSlot {
     k: usize,
-    /// Offsets in the int8 arena and in each of the two f32 side arenas.
+    /// Offsets of the rows in the arenas of values, scales and sums.
     q: usize,
-    side: usize,
+    d: usize,
+    sums: usize,
 }
 
 struct CacheSlot {
@@ -138,11 +139,12 @@ struct Memory {
     /// Quantised activations.
     act_q: Region<i8>,
     act_d: Region<f32>,
-    act_s: Region<f32>,
+    act_sums: Region<i16>,
     kv: KvMemory,
     scratch: Vec<Region<WorkerScratch>>,
-    /// Per block: the sequence that wrote it in the current step (epoch · seqs + index), to refuse shared writes.
+    /// Per block: the step that wrote it last, to refuse a block that is written twice in one.
     writers: Vec<u64>,
+    /// Counts steps.
     epoch: u64,
 }
 

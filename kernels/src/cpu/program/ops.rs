@@ -5,11 +5,11 @@ use std::ops::Range;
 use half::f16;
 
 use super::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
-use super::{CacheSlot, Code, KvMemory, Memory, StepInput, WorkerScratch};
+use super::{ActSlot, CacheSlot, Code, KvMemory, Memory, StepInput, WorkerScratch};
 use crate::cpu::attention::{KV_BLOCK, KvSlice, TILE_QUERIES, TileArgs};
 use crate::cpu::team::Worker;
 use crate::cpu::vector::{NormRow, rope_head};
-use crate::cpu::{ActRows, MatrixRef, ROW_TILE};
+use crate::cpu::{ACT_GROUP, ActRows, MatrixRef, ROW_TILE, SUM_GROUP};
 
 /// A worker in the middle of a step.
 pub(super) struct Run<'a> {
@@ -51,9 +51,10 @@ impl<'a> Run<'a> {
         id.map(|id| self.code.vectors_data[id.0].as_slice())
     }
 
+    #[expect(clippy::expect_used, reason = "the builder made this very call; only bytes that change their length can fail it")]
     fn matrix(&self, id: super::WeightId) -> MatrixRef<'a> {
         let slot = &self.code.weights[id.0];
-        MatrixRef::new_unchecked_len(slot.dtype, slot.rows, slot.cols, (*slot.bytes).as_ref())
+        MatrixRef::new(slot.dtype, slot.rows, slot.cols, (*slot.bytes).as_ref()).expect("a matrix changed its length")
     }
 
     /// `out = f(x)` on this worker's rows. `x` goes through a copy, so that `out` may be `x`.
@@ -105,7 +106,9 @@ impl<'a> Run<'a> {
                 for row in self.my_rows(out) {
                     // SAFETY: own row.
                     let to = unsafe { self.row_mut(out, row) };
-                    self.code.kernels.dequantize_matrix_row(&table, self.input.tokens[row] as usize, to);
+                    let from = table.row(self.input.tokens[row] as usize);
+                    let done = self.code.kernels.dequantize_row(table.dtype(), from, to);
+                    debug_assert!(done.is_ok(), "the builder checked the table's type and width");
                     if *scale != 1.0 {
                         to.iter_mut().for_each(|x| *x *= scale);
                     }
@@ -130,17 +133,15 @@ impl<'a> Run<'a> {
             }
             Instr::Quantize { x, act } => {
                 let slot = &self.code.acts[act.0];
-                let blocks = slot.k / 32;
                 for row in self.my_rows(x) {
-                    let side = slot.side + row * blocks..slot.side + (row + 1) * blocks;
-                    let q = slot.q + row * slot.k..slot.q + (row + 1) * slot.k;
+                    let [q, d, sums] = slot.rows(row..row + 1);
                     // SAFETY: own row of the buffer and of the quantised rows.
                     unsafe {
                         self.code.kernels.quantize_act_row(
                             self.row(x, row),
                             self.memory.act_q.slice_mut(q),
-                            self.memory.act_d.slice_mut(side.clone()),
-                            self.memory.act_s.slice_mut(side),
+                            self.memory.act_d.slice_mut(d),
+                            self.memory.act_sums.slice_mut(sums),
                         );
                     }
                 }
@@ -246,16 +247,16 @@ impl<'a> Run<'a> {
         match x {
             MatMulX::Act(act) => {
                 let slot_x = &self.code.acts[act.0];
-                let side = slot_x.side..slot_x.side + num_rows * (slot_x.k / 32);
+                let [q, d, sums] = slot_x.rows(0..num_rows);
                 // SAFETY: quantised rows are complete since the last barrier; `out` addresses `[num_rows, columns]` of the
                 // buffer, in bounds by the builder's checks, exclusive by contract.
                 unsafe {
                     let acts = ActRows {
                         num_rows,
                         k: slot_x.k,
-                        q: self.memory.act_q.slice(slot_x.q..slot_x.q + num_rows * slot_x.k),
-                        d: self.memory.act_d.slice(side.clone()),
-                        s: self.memory.act_s.slice(side),
+                        q: self.memory.act_q.slice(q),
+                        d: self.memory.act_d.slice(d),
+                        sums: self.memory.act_sums.slice(sums),
                     };
                     let scratch = &mut self.scratch.matmul;
                     self.code.kernels.matmul_q8(&weight, columns.clone(), &acts, out, slot.width, scratch);
@@ -408,6 +409,14 @@ impl<'a> Run<'a> {
                 }
             }
         }
+    }
+}
+
+impl ActSlot {
+    /// Where values, scales and sums of some rows lie in their arenas.
+    fn rows(&self, rows: Range<usize>) -> [Range<usize>; 3] {
+        [(self.q, self.k), (self.d, self.k / ACT_GROUP), (self.sums, self.k / SUM_GROUP)]
+            .map(|(start, width)| start + rows.start * width..start + rows.end * width)
     }
 }
 

@@ -118,15 +118,13 @@ impl Program {
             if end > table.len() * KV_BLOCK {
                 return Err(format!("{end} positions in {} blocks", table.len()));
             }
-            // Written blocks belong to one sequence, and appear once in it.
-            let stamp = self.memory.epoch * (code.max_tokens as u64 + 1) + index as u64 + 1;
-            let low = self.memory.epoch * (code.max_tokens as u64 + 1);
-            for position in (seq.start / KV_BLOCK)..end.div_ceil(KV_BLOCK) {
-                let writer = &mut self.memory.writers[table[position] as usize];
-                if *writer > low {
-                    return Err(format!("block {} is written twice in one step", table[position]));
+            // A written block belongs to one sequence and appears once in it.
+            for index in (seq.start / KV_BLOCK)..end.div_ceil(KV_BLOCK) {
+                let writer = &mut self.memory.writers[table[index] as usize];
+                if *writer == self.memory.epoch {
+                    return Err(format!("block {} is written twice in one step", table[index]));
                 }
-                *writer = stamp;
+                *writer = self.memory.epoch;
             }
         }
         if next_row != num_rows {
