@@ -74,12 +74,7 @@ pub fn limits(plan: &Plan, options: &ExecOptions) -> Result<Limits> {
         tracing::warn!("context limited to {max_context} of {wanted_context} tokens by the memory that is available");
     }
     let max_step_tokens = options.max_step_tokens.min(tokens);
-    Ok(Limits {
-        max_step_tokens,
-        max_step_outputs: max_step_tokens,
-        num_kv_blocks: tokens / BLOCK_TOKENS,
-        max_context,
-    })
+    Ok(Limits { max_step_tokens, max_step_outputs: max_step_tokens, num_kv_blocks: tokens / BLOCK_TOKENS, max_context })
 }
 
 /// `MemAvailable` of Linux, in bytes; `None` where the system doesn't tell.

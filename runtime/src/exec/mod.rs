@@ -11,8 +11,8 @@ pub mod candle;
 pub mod cpu;
 pub mod options;
 
-pub use build::{build, kv_bytes_per_token, limits};
 pub use batch::{OutputRows, SeqStep, StepBatch};
+pub use build::{build, kv_bytes_per_token, limits};
 pub use options::{Activations, Backend, ExecOptions, KvDtype};
 
 use crate::error::Result;

@@ -390,4 +390,3 @@ impl ProgramBuilder {
         if widths_fit { Ok(()) } else { Err("the epilogue doesn't fit the parts".into()) }
     }
 }
-

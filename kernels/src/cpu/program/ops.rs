@@ -51,7 +51,10 @@ impl<'a> Run<'a> {
         id.map(|id| self.code.vectors_data[id.0].as_slice())
     }
 
-    #[expect(clippy::expect_used, reason = "the builder made this very call; only bytes that change their length can fail it")]
+    #[expect(
+        clippy::expect_used,
+        reason = "the builder made this very call; only bytes that change their length can fail it"
+    )]
     fn matrix(&self, id: super::WeightId) -> MatrixRef<'a> {
         let slot = &self.code.weights[id.0];
         MatrixRef::new(slot.dtype, slot.rows, slot.cols, (*slot.bytes).as_ref()).expect("a matrix changed its length")
@@ -115,12 +118,8 @@ impl<'a> Run<'a> {
                 }
             }
             Instr::Norm { centre, eps, groups, x, out, weight, bias } => {
-                let norm = NormRow {
-                    centre: *centre,
-                    eps: *eps,
-                    weight: self.vector(*weight),
-                    bias: self.vector(*bias),
-                };
+                let norm =
+                    NormRow { centre: *centre, eps: *eps, weight: self.vector(*weight), bias: self.vector(*bias) };
                 let part = x.width / groups;
                 // SAFETY: row-wise; forwarded.
                 unsafe {
@@ -208,7 +207,9 @@ impl<'a> Run<'a> {
             for row in 0..self.num_rows(rows) {
                 let part = |span: &Span| Span { start: span.start + columns.start, width: columns.len(), ..*span };
                 // SAFETY: own columns.
-                unsafe { self.code.vectors.glu(*act, self.row_mut(&part(&gate.out), row), self.row(&part(&up.out), row)) };
+                unsafe {
+                    self.code.vectors.glu(*act, self.row_mut(&part(&gate.out), row), self.row(&part(&up.out), row))
+                };
             }
             return;
         }

@@ -88,9 +88,11 @@ impl Program {
             return Err("an output row is outside the step".into());
         }
         if input.ropes.len() != code.rope_halves.len()
-            || input.ropes.iter().zip(&code.rope_halves).any(|((cos, sin), half)| {
-                cos.len() < half * num_rows || sin.len() < half * num_rows
-            })
+            || input
+                .ropes
+                .iter()
+                .zip(&code.rope_halves)
+                .any(|((cos, sin), half)| cos.len() < half * num_rows || sin.len() < half * num_rows)
         {
             return Err("cos/sin tables don't fit the step".into());
         }
@@ -107,7 +109,9 @@ impl Program {
             if seq.rows.clone().any(|row| input.seq_of_row[row] as usize != index) {
                 return Err("a row names another sequence than the one it lies in".into());
             }
-            let Some(table) = input.blocks.get(seq.table.clone()) else { return Err("block table out of range".into()) };
+            let Some(table) = input.blocks.get(seq.table.clone()) else {
+                return Err("block table out of range".into());
+            };
             if table.iter().any(|&block| block as usize >= code.num_blocks) {
                 return Err(format!("a block id is outside the pool of {}", code.num_blocks));
             }

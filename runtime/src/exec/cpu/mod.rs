@@ -13,6 +13,7 @@ use crate::exec::batch::{OutputRows, StepBatch};
 use crate::exec::options::{ExecOptions, KvDtype};
 use crate::exec::{Executor, Limits, StepOutput};
 use crate::kv::BLOCK_TOKENS;
+use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
 
 const _: () = assert!(BLOCK_TOKENS == shimmy_kernels::cpu::attention::KV_BLOCK);
@@ -76,12 +77,7 @@ impl CpuExecutor {
                 (vec![0.0; len], vec![0.0; len])
             })
             .collect();
-        tracing::debug!(
-            isa = kernels.isa().name(),
-            workers,
-            barriers = program.num_barriers(),
-            "cpu executor ready"
-        );
+        tracing::debug!(isa = kernels.isa().name(), workers, barriers = program.num_barriers(), "cpu executor ready");
         Ok(Self {
             program,
             limits,
@@ -113,7 +109,7 @@ impl CpuExecutor {
                 for (position, row) in (seq.start..).zip(seq.tokens.clone()) {
                     let cells = row * half..(row + 1) * half;
                     let (cos, sin) = (&mut cos[cells.clone()], &mut sin[cells]);
-                    RopeSpec::fill_cos_sin(inv_freq, rope.factor, position, cos, sin);
+                    fill_cos_sin(inv_freq, rope.factor, position, cos, sin);
                 }
             }
         }
