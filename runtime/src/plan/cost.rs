@@ -101,7 +101,7 @@ impl Plan {
                 Cost { flops: cost.flops + bias.map_or(0, |_| elements(out)), ..cost }
             }
             // Two products and a sum an element, for the elements that rotate.
-            Op::Rope { x, num_heads, rope, .. } => {
+            Op::Rope { num_heads, rope, .. } => {
                 let rotated = (num_heads * self.ropes[rope.0].rotary_dim) as u64 * load.num_tokens as u64;
                 Cost { activation_bytes: 2 * F32_BYTES * rotated, flops: 3 * rotated, ..Cost::default() }
             }
