@@ -1,1 +1,19 @@
 //! Text in and out of a model: tokenizers, incremental detokenising, stop strings, chat templates.
+//!
+//! [`tokenizer`]: the one interface. Behind it, from GGUF metadata (`gguf`): byte-level BPE (`bpe`, cut into pieces by
+//! `pretokenizer`) and SentencePiece-style (`spm`), both on the merge algorithm in `merge`, the tokens in `vocab` and
+//! the special tokens in `special`; from `tokenizer.json`: `hf`. [`template`]: chat templates, with Python's habits in
+//! `python`.
+
+mod bpe;
+mod gguf;
+mod hf;
+mod merge;
+mod pretokenizer;
+mod special;
+mod spm;
+pub mod tokenizer;
+mod unicode;
+mod vocab;
+
+pub use tokenizer::{AddSpecial, ParseSpecial, Tokenizer};
