@@ -86,23 +86,17 @@ impl Bpe {
         }
         let bytes = (0..=255).map(|byte| index.get(&tokens, &[byte]).unwrap_or(NO_TOKEN)).collect();
         let whole = (0..num_tokens).map(|_| AtomicU8::new(0)).collect();
-        let mut bpe =
-            Self { pre, tokens, kinds, spelled, index, bytes, merges: HashMap::default(), unknown, whole };
+        let mut bpe = Self { pre, tokens, kinds, spelled, index, bytes, merges: HashMap::default(), unknown, whole };
         bpe.read_merges(merges, &alphabet)?;
         Ok(bpe)
     }
 
-    fn read_merges<'a>(
-        &mut self,
-        merges: impl ExactSizeIterator<Item = &'a [u8]>,
-        alphabet: &Alphabet,
-    ) -> Result<()> {
+    fn read_merges<'a>(&mut self, merges: impl ExactSizeIterator<Item = &'a [u8]>, alphabet: &Alphabet) -> Result<()> {
         let mut ranks = HashMap::with_capacity_and_hasher(merges.len(), PairHash);
         let mut both = Vec::new();
         for (rank, merge) in merges.enumerate() {
-            let fault = |what: &str| {
-                Error::Tokenizer(format!("merge {rank}, {:?}, {what}", String::from_utf8_lossy(merge)))
-            };
+            let fault =
+                |what: &str| Error::Tokenizer(format!("merge {rank}, {:?}, {what}", String::from_utf8_lossy(merge)));
             // A token may be a space itself where the vocabulary isn't byte-level: the separator is never first.
             let space = merge.iter().skip(1).position(|&byte| byte == b' ').map(|at| at + 1);
             let Some(space) = space else { return Err(fault("is not two tokens with a space between them")) };
@@ -307,7 +301,9 @@ mod tests {
 
     #[test]
     fn broken_merges_are_errors_that_name_them() {
-        for (merge, word) in [("a zz", "not in the vocabulary"), ("ab", "a space between"), ("", "a space"), ("a b", "not in")] {
+        for (merge, word) in
+            [("a zz", "not in the vocabulary"), ("ab", "a space between"), ("", "a space"), ("a b", "not in")]
+        {
             let error = bpe(&[], &[merge], "gpt-2").unwrap_err().to_string();
             assert!(error.contains("merge 0") && error.contains(word), "{error}");
         }

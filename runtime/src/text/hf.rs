@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer as Json;
 
 use super::bpe::Alphabet;
-use super::spm::{SPACE, parse_byte};
+use super::spm::parse_byte;
 use super::tokenizer::SpecialIds;
 use super::vocab::Arena;
 use super::{AddSpecial, ParseSpecial};

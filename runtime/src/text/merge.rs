@@ -82,7 +82,8 @@ impl Scratch {
         let (symbols, links, heap) = (&mut self.symbols, &mut self.links, &mut self.heap);
         let count = symbols.len() as u32;
         links.clear();
-        links.extend((0..count).map(|at| (at.checked_sub(1).unwrap_or(END), if at + 1 < count { at + 1 } else { END })));
+        links
+            .extend((0..count).map(|at| (at.checked_sub(1).unwrap_or(END), if at + 1 < count { at + 1 } else { END })));
         heap.clear();
         let candidate = |symbols: &[Symbol], left: u32, right: u32| {
             let (a, b) = (symbols[left as usize], symbols[right as usize]);

@@ -10,10 +10,13 @@ mod gguf;
 mod hf;
 mod merge;
 mod pretokenizer;
+mod python;
 mod special;
 mod spm;
+pub mod template;
 pub mod tokenizer;
 mod unicode;
 mod vocab;
 
+pub use template::{ChatTemplate, GenerationPrompt};
 pub use tokenizer::{AddSpecial, ParseSpecial, Tokenizer};

@@ -384,11 +384,8 @@ mod tests {
     fn twins() -> Vec<(&'static str, PreTokenizer)> {
         let marks =
             llama3_regex(r"\p{N}").replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}");
-        let twin = |sources: &[&str]| PreTokenizer {
-            method: regexes(sources).unwrap(),
-            ignore_merges: false,
-            add_bos: false,
-        };
+        let twin =
+            |sources: &[&str]| PreTokenizer { method: regexes(sources).unwrap(), ignore_merges: false, add_bos: false };
         vec![
             ("gpt-2", twin(&[GPT2])),
             ("smollm", twin(&[r"\p{N}", GPT2])),
@@ -401,7 +398,10 @@ mod tests {
     #[test]
     fn known_cuts() {
         let llama = PreTokenizer::named(Some("llama-bpe")).unwrap();
-        assert_eq!(pieces(&llama, "I'LL  pay 12345 $\n\n  now"), ["I", "'LL", " ", " pay", " ", "123", "45", " $\n\n", " ", " now"]);
+        assert_eq!(
+            pieces(&llama, "I'LL  pay 12345 $\n\n  now"),
+            ["I", "'LL", " ", " pay", " ", "123", "45", " $\n\n", " ", " now"]
+        );
         let gpt2 = PreTokenizer::named(Some("gpt-2")).unwrap();
         assert_eq!(pieces(&gpt2, "we'll\n\n\tsee 2024!? "), ["we", "'ll", "\n\n", "\t", "see", " 2024", "!?", " "]);
         let starcoder = PreTokenizer::named(Some("starcoder")).unwrap();
@@ -412,8 +412,23 @@ mod tests {
     fn every_name_compiles_and_keeps_the_text() {
         let text = "Ünïcode tEXT's 12345, $5.00\r\n\t你好 こんにちは 🙂🙂!!  x\u{301}y  ";
         for name in [
-            "default", "falcon", "deepseek-llm", "deepseek-coder", "deepseek-v3", "gpt-4o", "tekken", "tiny_aya", "bloom",
-            "viking", "bailingmoe", "seed-coder", "minicpm5", "exaone-moe", "qwen35", "refact", "command-r",
+            "default",
+            "falcon",
+            "deepseek-llm",
+            "deepseek-coder",
+            "deepseek-v3",
+            "gpt-4o",
+            "tekken",
+            "tiny_aya",
+            "bloom",
+            "viking",
+            "bailingmoe",
+            "seed-coder",
+            "minicpm5",
+            "exaone-moe",
+            "qwen35",
+            "refact",
+            "command-r",
         ] {
             let pre = PreTokenizer::named(Some(name)).unwrap();
             let pieces = pieces(&pre, text);
