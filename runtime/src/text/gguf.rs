@@ -291,6 +291,8 @@ fn bad(name: &str, expected: impl std::fmt::Display, got: impl std::fmt::Display
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use proptest::prelude::*;
 
     use super::super::bpe::byte_char;
@@ -394,23 +396,36 @@ mod tests {
         assert_eq!(plain.encode("the", AddSpecial::No, ParseSpecial::No, &ids).unwrap(), [bare]);
     }
 
+    type Built = (GgufTokenizer, SpecialIds);
+
+    fn every_pre() -> &'static [(&'static str, Built)] {
+        static BUILT: OnceLock<Vec<(&str, Built)>> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            let texts = bpe_texts();
+            let build = |pre| GgufTokenizer::build(Keys { pre: Some(pre), ..bpe_keys(&texts, 2) }).unwrap();
+            ["gpt-2", "llama-bpe", "smollm", "default", "deepseek-llm", "gpt-4o"].map(|pre| (pre, build(pre))).into()
+        })
+    }
+
+    fn spm() -> &'static Built {
+        static BUILT: OnceLock<Built> = OnceLock::new();
+        BUILT.get_or_init(|| GgufTokenizer::build(spm_keys(&spm_texts())).unwrap())
+    }
+
     proptest! {
         #[test]
         fn bytes_of_the_tokens_are_the_text(text in ".{0,40}") {
-            let texts = bpe_texts();
-            for pre in ["gpt-2", "llama-bpe", "smollm", "default", "deepseek-llm"] {
-                let (tokenizer, ids) = GgufTokenizer::build(Keys { pre: Some(pre), ..bpe_keys(&texts, 2) }).unwrap();
-                let tokens = tokenizer.encode(&text, AddSpecial::No, ParseSpecial::No, &ids).unwrap();
+            for (pre, (tokenizer, ids)) in every_pre() {
+                let tokens = tokenizer.encode(&text, AddSpecial::No, ParseSpecial::No, ids).unwrap();
                 let bytes: Vec<u8> = tokens.iter().flat_map(|&id| tokenizer.token_bytes(id).into_owned()).collect();
-                prop_assert_eq!(String::from_utf8_lossy(&bytes), &*text);
+                prop_assert_eq!(String::from_utf8_lossy(&bytes), &*text, "{}", pre);
             }
         }
 
         #[test]
         fn bytes_of_spm_tokens_are_the_text_behind_a_space(text in "[ -~é▁🙂]{1,40}") {
-            let texts = spm_texts();
-            let (tokenizer, ids) = GgufTokenizer::build(spm_keys(&texts)).unwrap();
-            let tokens = tokenizer.encode(&text, AddSpecial::No, ParseSpecial::No, &ids).unwrap();
+            let (tokenizer, ids) = spm();
+            let tokens = tokenizer.encode(&text, AddSpecial::No, ParseSpecial::No, ids).unwrap();
             let bytes: Vec<u8> = tokens.iter().flat_map(|&id| tokenizer.token_bytes(id).into_owned()).collect();
             // ▁ in a text reads as a space, as in SentencePiece itself.
             prop_assert_eq!(String::from_utf8_lossy(&bytes), format!(" {}", text.replace('▁', " ")));

@@ -10,17 +10,19 @@ use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
-/// Longest text or list (in items) that one operation may make.
+/// Bytes of the longest text or list that one operation may make.
 const MAX_RESULT: usize = 64 << 20;
-/// Most text that all operations of one rendering may make together.
+/// Bytes that all operations of one rendering may make together.
 const MAX_TOTAL: usize = 512 << 20;
+/// What an item of a list counts for.
+const ITEM_BYTES: usize = size_of::<Value>();
 
 /// The names of the functions that stand for `~`, `+` and `*`. No template can spell them.
-pub(crate) const CONCAT: &str = "operator ~";
+pub(crate) const CONCAT: &str = "operator~";
 /// See [`CONCAT`].
-pub(crate) const ADD: &str = "operator +";
+pub(crate) const ADD: &str = "operator+";
 /// See [`CONCAT`].
-pub(crate) const MUL: &str = "operator *";
+pub(crate) const MUL: &str = "operator*";
 
 /// The message of `raise_exception`.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ impl std::error::Error for Raised {}
 pub(crate) struct Budget(Arc<AtomicUsize>);
 
 impl Budget {
-    /// Counts `len` bytes or items.
+    /// Counts `len` bytes.
     fn spend(&self, len: usize) -> Result<(), Error> {
         let before = self.0.fetch_add(len.min(MAX_TOTAL), Ordering::Relaxed);
         if len > MAX_RESULT || before.saturating_add(len) > MAX_TOTAL {
@@ -98,12 +100,19 @@ fn operators(environment: &mut Environment<'_>, budget: &Budget) {
     });
     let spent = budget.clone();
     environment.add_filter(ADD, move |a: &Value, b: &Value| {
-        if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
-            return spent.text([a, b].concat());
+        if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
+            if !a.is_safe() && !b.is_safe() {
+                return spent.text([x, y].concat());
+            }
+            // What `|safe` marked is HTML to Python, and text that is added to HTML is escaped, whatever it holds.
+            let html = |value: &Value, text: &str| if value.is_safe() { text.to_owned() } else { escape(text) };
+            let both = html(a, x) + &html(b, y);
+            spent.spend(both.len())?;
+            return Ok(Value::from_safe_string(both));
         }
         if is_list(a) && is_list(b) {
-            let len = |list: &Value| list.len().unwrap_or(MAX_RESULT + 1);
-            spent.spend(len(a).saturating_add(len(b)))?;
+            let len = |list: &Value| list.len().unwrap_or(MAX_RESULT);
+            spent.spend(len(a).saturating_add(len(b)).saturating_mul(ITEM_BYTES))?;
             return Ok(a.try_iter()?.chain(b.try_iter()?).collect());
         }
         arithmetic("+", a, b, i128::checked_add, |a, b| a + b)
@@ -117,7 +126,8 @@ fn operators(environment: &mut Environment<'_>, budget: &Budget) {
         }
         let count = integer(count).ok_or_else(|| mismatch("*", a, b))?;
         let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
-        let len = text.map_or_else(|| repeated.len().unwrap_or(MAX_RESULT), str::len);
+        let len =
+            text.map_or_else(|| repeated.len().map_or(MAX_RESULT, |len| len.saturating_mul(ITEM_BYTES)), str::len);
         spent.spend(len.max(1).saturating_mul(count))?;
         match text {
             Some(text) => Ok(Value::from(text.repeat(count))),
@@ -127,6 +137,14 @@ fn operators(environment: &mut Environment<'_>, budget: &Budget) {
             }
         }
     });
+}
+
+/// Whether a constant of a template's source is larger than any operation may make it (the compiler computes
+/// operations on constants itself).
+pub(crate) fn is_too_large(constant: &Value) -> bool {
+    let len = constant.len().unwrap_or(0);
+    let bytes = if constant.as_str().is_some() { len } else { len.saturating_mul(ITEM_BYTES) };
+    bytes > MAX_RESULT
 }
 
 fn is_list(value: &Value) -> bool {
@@ -171,7 +189,10 @@ fn filters(environment: &mut Environment<'_>, budget: &Budget) {
         spent.text(text)
     });
     let spent = budget.clone();
-    environment.add_filter("string", move |value: &Value| spent.text(to_str(value).into_owned()));
+    environment.add_filter("string", move |value: &Value| match value.as_str() {
+        Some(_) => Ok(value.clone()),
+        None => spent.text(to_str(value).into_owned()),
+    });
     let spent = budget.clone();
     environment.add_filter("join", move |value: &Value, separator: Option<&str>, options: Kwargs| {
         let attribute: Option<String> = options.get("attribute")?;
@@ -203,15 +224,14 @@ fn filters(environment: &mut Environment<'_>, budget: &Budget) {
         let left = space / 2 + (space & width & 1);
         spent.text(format!("{}{text}{}", " ".repeat(left), " ".repeat(space - left)))
     });
-    environment.add_filter("format", |state: &State, format: &str, args: Rest<Value>| {
+    environment.add_filter("format", |format: &str, args: Rest<Value>| {
         check_widths(format)?;
-        let _ = state;
         minijinja::format_filter(minijinja::FormatStyle::Printf, format, &args).map(Value::from)
     });
     environment.add_filter("from_json", |text: &str| {
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|error| invalid(format!("not JSON: {error}")))?;
-        Ok(Value::from_serialize(value))
+        Ok(from_json(&value))
     });
     let length = |value: &Value| match value.kind() {
         ValueKind::Undefined => Ok(0),
@@ -222,20 +242,27 @@ fn filters(environment: &mut Environment<'_>, budget: &Budget) {
     for name in ["escape", "e"] {
         let spent = budget.clone();
         environment.add_filter(name, move |value: &Value| {
-            let mut text = String::new();
-            for c in to_str(value).chars() {
-                match c {
-                    '&' => text.push_str("&amp;"),
-                    '<' => text.push_str("&lt;"),
-                    '>' => text.push_str("&gt;"),
-                    '\'' => text.push_str("&#39;"),
-                    '"' => text.push_str("&#34;"),
-                    c => text.push(c),
-                }
-            }
-            spent.text(text)
+            let text = if value.is_safe() { to_str(value).into_owned() } else { escape(&to_str(value)) };
+            spent.spend(text.len())?;
+            Ok(Value::from_safe_string(text))
         });
     }
+}
+
+/// HTML's special characters as Python's markupsafe writes them.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// Jinja's tests on types, which ask what Python's types can do: a string is a sequence, and undefined is an empty one.
@@ -363,6 +390,26 @@ fn string_method(budget: &Budget, state: &State, value: &Value, method: &str, ar
     }
 }
 
+/// A JSON value as the engine's. Not through serde: the `arbitrary_precision` that a dependency turns on makes a map
+/// of each number.
+pub(crate) fn from_json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(value) => Value::from(*value),
+        serde_json::Value::Number(number) => {
+            match (number.as_i64(), number.as_u64(), number.to_string().parse::<i128>()) {
+                (Some(number), ..) => Value::from(number),
+                (None, Some(number), _) => Value::from(number),
+                (None, None, Ok(number)) => Value::from(number),
+                (None, None, Err(_)) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+            }
+        }
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
+        serde_json::Value::Object(items) => items.iter().map(|(key, value)| (key.as_str(), from_json(value))).collect(),
+    }
+}
+
 /// `str(value)`.
 pub(crate) fn to_str(value: &Value) -> std::borrow::Cow<'_, str> {
     if let Some(text) = value.as_str() {
@@ -382,9 +429,9 @@ pub(crate) fn to_str(value: &Value) -> std::borrow::Cow<'_, str> {
 /// Nested values deeper than this print as `...`, as Python prints lists that hold themselves.
 const MAX_DEPTH: usize = 200;
 
-/// `repr(value)`.
+/// `repr(value)`; stops beyond [`MAX_RESULT`], which the budget then refuses.
 fn repr(value: &Value, out: &mut String, depth: usize) {
-    if out.len() > MAX_RESULT || depth > MAX_DEPTH {
+    if depth > MAX_DEPTH {
         out.push_str("...");
         return;
     }
@@ -397,6 +444,9 @@ fn repr(value: &Value, out: &mut String, depth: usize) {
         ValueKind::Seq => {
             out.push('[');
             for (at, item) in value.try_iter().into_iter().flatten().enumerate() {
+                if out.len() > MAX_RESULT {
+                    return;
+                }
                 out.push_str(if at > 0 { ", " } else { "" });
                 repr(&item, out, depth + 1);
             }
@@ -405,6 +455,9 @@ fn repr(value: &Value, out: &mut String, depth: usize) {
         ValueKind::Map => {
             out.push('{');
             for (at, key) in value.try_iter().into_iter().flatten().enumerate() {
+                if out.len() > MAX_RESULT {
+                    return;
+                }
                 out.push_str(if at > 0 { ", " } else { "" });
                 repr(&key, out, depth + 1);
                 out.push_str(": ");

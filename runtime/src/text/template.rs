@@ -146,7 +146,7 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(MAX_INSTRUCTIONS));
         python::install(&mut environment, now);
-        let root = minijinja::Value::from_serialize(context);
+        let root = context.iter().map(|(key, value)| (key.as_str(), python::from_json(value))).collect();
         let mut text = String::new();
         let result = Vm::new(&environment).eval(
             &compiled.instructions,
@@ -169,26 +169,30 @@ impl ChatTemplate {
         };
         let mut compiled =
             CompiledTemplate::new("chat_template", &self.program, &config).map_err(|error| refused(&error))?;
-        bound_operators(&mut compiled.instructions);
-        compiled.blocks.values_mut().for_each(bound_operators);
+        bound_operators(&mut compiled.instructions)?;
+        compiled.blocks.values_mut().try_for_each(bound_operators)?;
         Ok(compiled)
     }
 }
 
 /// Puts functions in the place of the operators that make new text and lists: ours follow Python and stop at a bound,
 /// where the engine's would let `x ~ x` in a loop fill the memory.
-fn bound_operators(instructions: &mut Instructions<'_>) {
+fn bound_operators(instructions: &mut Instructions<'_>) -> Result<()> {
     for at in 0..instructions.len() as u32 {
         let Some(instruction) = instructions.get_mut(at) else { continue };
         let function = match instruction {
             Instruction::StringConcat => python::CONCAT,
             Instruction::Add => python::ADD,
             Instruction::Mul => python::MUL,
+            Instruction::LoadConst(value) if python::is_too_large(value) => {
+                return Err(Error::Template("a constant is larger than 64 MiB".into()));
+            }
             _ => continue,
         };
         // `!0`: don't keep the look-up in a slot, since the compiler has given none out for it.
         *instruction = Instruction::ApplyFilter(function, Some(2), !0);
     }
+    Ok(())
 }
 
 /// An engine's error as ours: the template's own message if it raised one.
@@ -264,7 +268,9 @@ mod tests {
     #[test]
     fn values_print_as_python_prints_them() {
         assert_eq!(ok("{{ x }}"), "{'b': [1, 2.5, None, True, \"it's\"], 'a': 'é<'}");
-        assert_eq!(ok("{{ x|string }} {{ 'v=' ~ x.b }} {{ x.b|join('+') }}").len(), 112);
+        let list = "[1, 2.5, None, True, \"it's\"]";
+        let text = ok("{{ x.b|string }} {{ 'v=' ~ x.b }} {{ x.b|join('+') }}");
+        assert_eq!(text, format!("{list} v={list} 1+2.5+None+True+it's"));
         assert_eq!(
             ok("{{ none }} {{ true }} {{ 1e20 }} {{ 0.00001 }} {{ 100000.0 }} {{ missing }}"),
             "None True 1e+20 1e-05 100000.0 "
@@ -295,7 +301,7 @@ mod tests {
 
     #[test]
     fn generation_tags_leave_no_trace() {
-        assert_eq!(ok("a {%- generation -%} b {% endgeneration %}\nc"), "abc");
+        assert_eq!(ok("a {%- generation -%} b {% endgeneration %}\nc"), "ab c");
         assert_eq!(ok("{% if true %}{% generation %}x{% endgeneration %}{% endif %}"), "x");
     }
 
@@ -348,6 +354,9 @@ mod tests {
             "{% macro m(x) %}{{ m(x ~ x) }}{% endmacro %}{{ m('a') }}",
             "{% for i in range(9999) %}{{ 'a' * 1000000 }}{% endfor %}",
             "{{ [1] * 10000000000 }}",
+            "{{ ([1] * 10000000000)|list }}",
+            "{{ [['a' * 1000] * 100000] * 100000 }}",
+            "{% set n = 10000000000 %}{{ [1] * n }}",
             "{{ 'a' * 10000000000 }}",
             "{{ ('a' * 100000)|replace('a', 'b' * 100000) }}",
             "{{ ('b' * 100000).join(range(99999)) }}",
