@@ -87,6 +87,18 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// As many requests wait as are allowed.
+    #[error("too many requests are waiting; try again in {retry_after_ms} ms")]
+    Overloaded {
+        /// When one of them will likely have been started.
+        retry_after_ms: u64,
+    },
+    /// The model computed a row from which no token can be chosen.
+    #[error("the model computed no usable logits: {0}")]
+    BadLogits(String),
+    /// The client doesn't read its events.
+    #[error("the generation was cancelled: its client left {0} events unread")]
+    SlowReader(usize),
     /// More memory is needed than is allowed or free.
     #[error("not enough memory: {0}")]
     OutOfMemory(String),

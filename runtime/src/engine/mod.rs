@@ -1,6 +1,28 @@
-//! One thread a model: admit, schedule, step, sample, emit. What lives here: the request and event types
-//! ([`request`]) and the thread ([`Engine`]).
+//! One thread a model: admit, schedule, step, sample, emit.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`request`] | what goes in and what comes out |
+//! | [`handle`] | [`Engine`] and [`Generation`]: what clients hold, from async and from blocking code |
+//! | `validate` | what a request must be |
+//! | `worker` | the thread: the step loop |
+//! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
+//! | `output` | from token bytes to the text and log-probabilities of events |
+//! | [`testing`] | executors with exact expectations and no model, for tests of what is built on the engine |
+#![forbid(unsafe_code)]
 
+pub mod handle;
+mod output;
 pub mod request;
+mod sequence;
+#[doc(hidden)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod vocabulary;
+mod worker;
 
-pub use request::{Event, FinishReason, GenerateRequest, SamplingParams, Timings, Usage};
+pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation};
+pub use request::{Event, FinishReason, GenerateRequest, SamplingParams, Timings, TokenLogprob, Usage};
+pub use vocabulary::Vocabulary;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::gguf::GgufTokenizer;
 use super::hf::HfTokenizer;
+use crate::engine::Vocabulary;
 use crate::error::{Error, Result};
 use crate::loader::{GgufMetadata, HfMetadata, Metadata, ModelFile};
 
@@ -225,6 +226,20 @@ impl Tokenizer {
         };
         let text = if prefixed { bytes.strip_prefix(b" ").unwrap_or(&bytes) } else { &bytes };
         String::from_utf8_lossy(text).into_owned()
+    }
+}
+
+impl Vocabulary for Tokenizer {
+    fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
+        self.token_bytes(id)
+    }
+
+    fn end_of_generation(&self) -> &[u32] {
+        self.end_of_generation()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size()
     }
 }
 

@@ -1,0 +1,386 @@
+//! [`Engine`] and [`Generation`]: the engine as its clients see it.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::output::Entry;
+use super::request::{Event, FinishReason, GenerateRequest, Timings, Usage};
+use super::sequence::{EventSender, Submission};
+use super::validate::validate;
+use super::vocabulary::Vocabulary;
+use super::worker::{Message, Worker, capacity};
+use crate::error::{Error, Result};
+use crate::exec::{Executor, Limits};
+
+/// How an engine treats its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Most requests that wait for their first step; the next is [`Error::Overloaded`].
+    pub queue: usize,
+    /// Most generations that run at once, as far as the executor's limits allow.
+    pub max_running: usize,
+    /// Most events of a generation that its client may leave unread; then it is cancelled as a slow reader.
+    pub max_unread_events: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { queue: 512, max_running: 256, max_unread_events: 4096 }
+    }
+}
+
+/// What an engine is doing and has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Requests that wait for their first step.
+    pub queued: usize,
+    /// Generations that own blocks.
+    pub running: usize,
+    /// KV blocks that nobody owns.
+    pub free_blocks: usize,
+    /// KV blocks.
+    pub total_blocks: usize,
+    /// Steps computed.
+    pub steps: u64,
+    /// Generations that lost their blocks to older ones and were computed again.
+    pub preemptions: u64,
+    /// Prompt tokens of generations that came to their first token.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Generations that ended by themselves.
+    pub completed: u64,
+    /// Generations whose client went away.
+    pub cancelled: u64,
+    /// Generations that failed, those of slow readers included.
+    pub failed: u64,
+}
+
+/// Whether new requests are taken.
+#[derive(Debug)]
+pub(super) enum Status {
+    Accepting,
+    Draining,
+    /// It failed or was told to end, and is about to let go of the executor.
+    Ending(String),
+    /// The thread has let go of the executor.
+    Stopped(String),
+}
+
+/// What the thread and its clients share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    status: Mutex<Status>,
+    stopped: Condvar,
+    stats: Mutex<EngineStats>,
+    /// Requests that were submitted and have had no step yet.
+    pub(super) queued: AtomicUsize,
+    /// How long a client should wait when the queue is full.
+    pub(super) retry_after_ms: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stats(&self) -> MutexGuard<'_, EngineStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses new requests for good.
+    pub(super) fn refuse(&self, reason: String) {
+        *self.status() = Status::Ending(reason);
+    }
+
+    /// Says that the thread has let go of everything.
+    pub(super) fn stop(&self, reason: String) {
+        *self.status() = Status::Stopped(reason);
+        self.stopped.notify_all();
+    }
+
+    fn stop_reason(&self) -> String {
+        match &*self.status() {
+            Status::Accepting => "its thread is gone".into(),
+            Status::Draining => "it is shutting down".into(),
+            Status::Ending(reason) | Status::Stopped(reason) => reason.clone(),
+        }
+    }
+}
+
+struct Inner {
+    inbox: std_mpsc::Sender<Message>,
+    shared: Arc<Shared>,
+    vocabulary: Arc<dyn Vocabulary>,
+    limits: Limits,
+    context_tokens: usize,
+    options: EngineOptions,
+}
+
+/// A loaded model at work on its own thread. Clones are handles of the same engine; after the last one is dropped the
+/// thread finishes what it has and ends.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl Engine {
+    /// Starts the thread, which owns the executor from now on. `name` is for logs and the thread's name.
+    ///
+    /// # Errors
+    /// [`Error::EngineStopped`] when the system has no thread to give; [`Error::OutOfMemory`] when the executor has no KV
+    /// block at all.
+    pub fn start(
+        name: &str,
+        executor: Box<dyn Executor>,
+        vocabulary: Arc<dyn Vocabulary>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        let limits = executor.limits();
+        let capacity = capacity(&limits, &options);
+        let context_tokens = capacity.max_sequence_tokens();
+        if context_tokens == 0 {
+            return Err(Error::OutOfMemory(format!("no room for a single token of `{name}` in the KV cache")));
+        }
+        let (inbox, receiver) = std_mpsc::channel();
+        let stats =
+            EngineStats { total_blocks: capacity.num_blocks, free_blocks: capacity.num_blocks, ..Default::default() };
+        let shared = Arc::new(Shared {
+            status: Mutex::new(Status::Accepting),
+            stopped: Condvar::new(),
+            stats: Mutex::new(stats),
+            queued: AtomicUsize::new(0),
+            retry_after_ms: AtomicU64::new(1000),
+        });
+        let worker = Worker::new(name, executor, Arc::clone(&vocabulary), receiver, Arc::clone(&shared), capacity);
+        // A thread's name can't hold a zero byte.
+        let thread_name = format!("engine {}", name.replace('\0', ""));
+        std::thread::Builder::new()
+            .name(thread_name)
+            .spawn(move || worker.run())
+            .map_err(|error| Error::EngineStopped(format!("no thread for `{name}`: {error}")))?;
+        Ok(Self { inner: Arc::new(Inner { inbox, shared, vocabulary, limits, context_tokens, options }) })
+    }
+
+    /// Hands in a request. It never blocks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] naming the field, [`Error::ContextLength`] when prompt and answer don't fit,
+    /// [`Error::Overloaded`] when the queue is full, [`Error::EngineStopped`] after a failure or a shutdown.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation> {
+        let Inner { inbox, shared, vocabulary, context_tokens, options, .. } = &*self.inner;
+        let max_total = validate(&request, vocabulary.vocab_size(), *context_tokens)?;
+        // Held while sending: a request that is accepted lies before the order to shut down.
+        let status = shared.status();
+        match &*status {
+            Status::Accepting => {}
+            Status::Draining => return Err(Error::EngineStopped("it is shutting down".into())),
+            Status::Ending(reason) | Status::Stopped(reason) => {
+                return Err(Error::EngineStopped(reason.clone()));
+            }
+        }
+        shared
+            .queued
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queued| (queued < options.queue).then_some(queued + 1))
+            .map_err(|_| Error::Overloaded { retry_after_ms: shared.retry_after_ms.load(Ordering::Relaxed) })?;
+        let (events, receiver) = EventSender::channel(options.max_unread_events);
+        let submission = Submission { request, max_total, events, submitted: Instant::now() };
+        // The thread is gone without having said so only if it was killed; `recv` reports that.
+        let _ = inbox.send(Message::Submit(Box::new(submission)));
+        drop(status);
+        Ok(Generation { events: receiver, shared: Arc::clone(shared), ended: false })
+    }
+
+    /// Submits and waits for the whole answer. Not for async code.
+    ///
+    /// # Errors
+    /// Those of [`submit`](Self::submit) and [`Generation::collect_blocking`].
+    pub fn generate_blocking(&self, request: GenerateRequest) -> Result<Answer> {
+        self.submit(request)?.collect_blocking()
+    }
+
+    /// What it is doing and has done.
+    pub fn stats(&self) -> EngineStats {
+        let queued = self.inner.shared.queued.load(Ordering::Relaxed);
+        EngineStats { queued, ..*self.inner.shared.stats() }
+    }
+
+    /// What its executor can take.
+    pub fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
+    /// Most tokens that prompt and answer may have together: the context, as far as the KV cache holds it.
+    pub fn context_tokens(&self) -> usize {
+        self.inner.context_tokens
+    }
+
+    /// Why it takes no requests any more; `None` while it does.
+    pub fn stop_reason(&self) -> Option<String> {
+        let accepting = matches!(*self.inner.shared.status(), Status::Accepting);
+        (!accepting).then(|| self.inner.shared.stop_reason())
+    }
+
+    /// Drains: refuses new requests, finishes those that it has, waiting ones included, then ends the thread and drops the
+    /// executor. Returns at once; see [`wait_stopped`](Self::wait_stopped).
+    pub fn shutdown(&self) {
+        let mut status = self.inner.shared.status();
+        if matches!(*status, Status::Accepting) {
+            *status = Status::Draining;
+            // Without a receiver the thread has ended already.
+            let _ = self.inner.inbox.send(Message::Shutdown);
+        }
+    }
+
+    /// Ends after the step that it is in: all generations fail. Returns at once.
+    pub fn abort(&self) {
+        let mut status = self.inner.shared.status();
+        if matches!(*status, Status::Accepting | Status::Draining) {
+            *status = Status::Draining;
+            let _ = self.inner.inbox.send(Message::Abort);
+        }
+    }
+
+    /// Waits until the thread has let go of the executor and its memory; says whether it did within `timeout`.
+    pub fn wait_stopped(&self, timeout: Duration) -> bool {
+        let shared = &self.inner.shared;
+        let running = |status: &mut Status| !matches!(status, Status::Stopped(_));
+        let (_status, result) = shared
+            .stopped
+            .wait_timeout_while(shared.status(), timeout, running)
+            .unwrap_or_else(PoisonError::into_inner);
+        !result.timed_out()
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("limits", &self.inner.limits).field("stats", &self.stats()).finish()
+    }
+}
+
+/// One generation's events. Dropping it cancels the generation: its blocks are free before the next step, and a request
+/// that still waits never runs.
+#[derive(Debug)]
+pub struct Generation {
+    events: mpsc::Receiver<Event>,
+    shared: Arc<Shared>,
+    ended: bool,
+}
+
+impl Generation {
+    /// The next event; `None` after [`Event::Done`] or [`Event::Failed`]. Exactly one of them ends every generation.
+    pub async fn recv(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        self.note(event)
+    }
+
+    /// [`recv`](Self::recv) for code that isn't async.
+    ///
+    /// # Panics
+    /// In async code, where it would block the runtime.
+    pub fn blocking_recv(&mut self) -> Option<Event> {
+        let event = self.events.blocking_recv();
+        self.note(event)
+    }
+
+    /// [`recv`](Self::recv) for hand-written futures and streams.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context).map(|event| self.note(event))
+    }
+
+    /// The whole answer.
+    ///
+    /// # Errors
+    /// The error of [`Event::Failed`].
+    pub async fn collect(mut self) -> Result<Answer> {
+        let mut parts = Parts::default();
+        while let Some(event) = self.recv().await {
+            if let Some(result) = parts.add(event) {
+                return result;
+            }
+        }
+        Err(self.lost())
+    }
+
+    /// [`collect`](Self::collect) for code that isn't async.
+    ///
+    /// # Errors
+    /// The error of [`Event::Failed`].
+    ///
+    /// # Panics
+    /// In async code, where it would block the runtime.
+    pub fn collect_blocking(mut self) -> Result<Answer> {
+        let mut parts = Parts::default();
+        while let Some(event) = self.blocking_recv() {
+            if let Some(result) = parts.add(event) {
+                return result;
+            }
+        }
+        Err(self.lost())
+    }
+
+    /// A channel that closes without a last event belongs to a thread that died: the client must not take that for an end.
+    fn note(&mut self, event: Option<Event>) -> Option<Event> {
+        match event {
+            Some(event) => {
+                self.ended |= matches!(event, Event::Done { .. } | Event::Failed(_));
+                Some(event)
+            }
+            None if self.ended => None,
+            None => {
+                self.ended = true;
+                Some(Event::Failed(self.lost()))
+            }
+        }
+    }
+
+    fn lost(&self) -> Error {
+        Error::EngineStopped(self.shared.stop_reason())
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Its text.
+    pub text: String,
+    /// Log-probabilities of its tokens, if they were asked for.
+    pub logprobs: Vec<Entry>,
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Counts.
+    pub usage: Usage,
+    /// Times.
+    pub timings: Timings,
+    /// Seed that was used.
+    pub seed: u64,
+}
+
+#[derive(Default)]
+struct Parts {
+    text: String,
+    logprobs: Vec<Entry>,
+}
+
+impl Parts {
+    /// Adds an event; the last one gives the result.
+    fn add(&mut self, event: Event) -> Option<Result<Answer>> {
+        match event {
+            Event::Text { text, logprobs } => {
+                self.text.push_str(&text);
+                self.logprobs.extend(logprobs);
+                None
+            }
+            Event::Done { reason, usage, timings, seed } => {
+                let Self { text, logprobs } = std::mem::take(self);
+                Some(Ok(Answer { text, logprobs, reason, usage, timings, seed }))
+            }
+            Event::Failed(error) => Some(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! One generation on the engine's thread: its tokens, its sampler, its limits, its events.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::output::{Output, Piece};
+use super::request::{Event, FinishReason, GenerateRequest, Timings, TokenLogprob, Usage};
+use super::vocabulary::Vocabulary;
+use crate::error::{Error, Result};
+use crate::sample::{Sampler, Scratch, logprobs};
+
+/// The sending side of a generation's bounded channel, with one place kept for the last event: a client that reads
+/// slowly still learns how it ended.
+pub(super) struct EventSender {
+    events: mpsc::Sender<Event>,
+    last: Option<mpsc::OwnedPermit<Event>>,
+}
+
+/// Why an event couldn't be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotSent {
+    /// The client has gone away.
+    Gone,
+    /// The client leaves too much unread.
+    Full,
+}
+
+impl EventSender {
+    pub(super) fn channel(max_unread: usize) -> (Self, mpsc::Receiver<Event>) {
+        // tokio refuses absurd capacities by a panic.
+        let capacity = max_unread.clamp(1, 1 << 20) + 1;
+        let (events, receiver) = mpsc::channel(capacity);
+        let last = events.clone().try_reserve_owned().ok();
+        (Self { events, last }, receiver)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    pub(super) fn send(&self, event: Event) -> Result<(), NotSent> {
+        self.events.try_send(event).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NotSent::Full,
+            mpsc::error::TrySendError::Closed(_) => NotSent::Gone,
+        })
+    }
+
+    /// Sends the last event. Later ones are dropped.
+    pub(super) fn end(&mut self, event: Event) {
+        if let Some(place) = self.last.take() {
+            place.send(event);
+        }
+    }
+
+    /// Events that the client may leave unread.
+    pub(super) fn max_unread(&self) -> usize {
+        self.events.max_capacity() - 1
+    }
+}
+
+/// A request on its way to the thread.
+pub(super) struct Submission {
+    pub(super) request: GenerateRequest,
+    /// Most tokens of prompt and answer together.
+    pub(super) max_total: usize,
+    pub(super) events: EventSender,
+    pub(super) submitted: Instant,
+}
+
+/// What a token meant for its generation.
+pub(super) enum Outcome {
+    /// One more token is known; go on.
+    Continue,
+    /// It has ended by itself and its client knows.
+    Done,
+    /// Its client has gone away.
+    Gone,
+    /// It can't go on.
+    Failed(Error),
+}
+
+/// A generation.
+pub(super) struct Sequence {
+    /// Prompt and answer so far.
+    pub(super) tokens: Vec<u32>,
+    pub(super) events: EventSender,
+    num_prompt: usize,
+    max_total: usize,
+    stop_token_ids: Vec<u32>,
+    ignore_eos: bool,
+    num_logprobs: Option<usize>,
+    sampler: Sampler,
+    output: Output,
+    submitted: Instant,
+    first_step: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl Sequence {
+    pub(super) fn new(submission: Submission) -> Self {
+        let Submission { request, max_total, events, submitted } = submission;
+        let num_prompt = request.prompt.len();
+        Self {
+            tokens: request.prompt,
+            events,
+            num_prompt,
+            max_total,
+            stop_token_ids: request.stop_token_ids,
+            ignore_eos: request.ignore_eos,
+            num_logprobs: request.logprobs,
+            sampler: Sampler::new(request.sampling),
+            output: Output::new(&request.stop),
+            submitted,
+            first_step: None,
+            first_token: None,
+        }
+    }
+
+    pub(super) fn num_prompt(&self) -> usize {
+        self.num_prompt
+    }
+
+    pub(super) fn max_total(&self) -> usize {
+        self.max_total
+    }
+
+    pub(super) fn has_started(&self) -> bool {
+        self.first_step.is_some()
+    }
+
+    pub(super) fn start(&mut self, now: Instant) {
+        self.first_step.get_or_insert(now);
+    }
+
+    /// Milliseconds since its first step.
+    pub(super) fn service_ms(&self) -> f64 {
+        self.first_step.map_or(0.0, |start| ms(start.elapsed()))
+    }
+
+    /// Samples the next token from a row of logits, tells the client, and says how it goes on.
+    pub(super) fn take(&mut self, logits: &[f32], vocabulary: &dyn Vocabulary, scratch: &mut Scratch) -> Outcome {
+        let token = match self.sampler.sample(logits, &self.tokens, scratch) {
+            Ok(token) => token,
+            Err(error) => return Outcome::Failed(error),
+        };
+        self.sampler.accept(token);
+        self.tokens.push(token);
+        self.first_token.get_or_insert_with(Instant::now);
+
+        let is_end = self.stop_token_ids.contains(&token)
+            || (!self.ignore_eos && vocabulary.end_of_generation().contains(&token));
+        let (piece, reason) = if is_end {
+            (self.output.finish(), Some(FinishReason::Stop))
+        } else {
+            match self.text_of(token, logits, vocabulary, scratch) {
+                Ok(result) => result,
+                Err(error) => return Outcome::Failed(error),
+            }
+        };
+
+        if !piece.is_empty() {
+            let event = Event::Text { text: piece.text, logprobs: piece.logprobs };
+            match self.events.send(event) {
+                Ok(()) => {}
+                Err(NotSent::Gone) => return Outcome::Gone,
+                Err(NotSent::Full) => return Outcome::Failed(Error::SlowReader(self.events.max_unread())),
+            }
+        }
+        let Some(reason) = reason else { return Outcome::Continue };
+        let done = Event::Done { reason, usage: self.usage(), timings: self.timings(), seed: self.sampler.seed() };
+        self.events.end(done);
+        Outcome::Done
+    }
+
+    /// The text that a token completes, and whether the answer ends with it.
+    fn text_of(
+        &mut self,
+        token: u32,
+        logits: &[f32],
+        vocabulary: &dyn Vocabulary,
+        scratch: &mut Scratch,
+    ) -> Result<(Piece, Option<FinishReason>)> {
+        let entry = match self.num_logprobs {
+            None => None,
+            Some(num_top) => {
+                let result = logprobs(logits, token, num_top, scratch)?;
+                let named = |id, logprob| TokenLogprob { id, bytes: vocabulary.token_bytes(id).into_owned(), logprob };
+                let top = result.top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
+                Some((named(token, result.chosen), top))
+            }
+        };
+        let mut piece = self.output.push(&vocabulary.token_bytes(token), entry);
+        if self.output.is_stopped() {
+            return Ok((piece, Some(FinishReason::Stop)));
+        }
+        if self.tokens.len() < self.max_total {
+            return Ok((piece, None));
+        }
+        let rest = self.output.finish();
+        piece.text.push_str(&rest.text);
+        piece.logprobs.extend(rest.logprobs);
+        // What was held back may have completed a stop string after all.
+        let reason = if self.output.is_stopped() { FinishReason::Stop } else { FinishReason::Length };
+        Ok((piece, Some(reason)))
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.num_prompt,
+            cached_tokens: 0,
+            completion_tokens: self.tokens.len() - self.num_prompt,
+        }
+    }
+
+    fn timings(&self) -> Timings {
+        let first_step = self.first_step.unwrap_or(self.submitted);
+        let first_token = self.first_token.unwrap_or(first_step);
+        Timings {
+            queue_ms: ms(first_step.duration_since(self.submitted)),
+            prompt_ms: ms(first_token.duration_since(first_step)),
+            predicted_ms: ms(first_token.elapsed()),
+        }
+    }
+}
+
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}

@@ -1,0 +1,230 @@
+//! Executors without a model, for tests of the engine and of what is built on it.
+//!
+//! [`TestExecutor`] keeps the tokens themselves in its "KV cache", by block and slot, and computes its logits from the
+//! whole history that it reads back through the block table. A wrong block table, start position or chunk therefore
+//! changes the answer or is an error.
+
+use std::borrow::Cow;
+
+use super::vocabulary::Vocabulary;
+use crate::error::{Error, Result};
+use crate::exec::{Executor, Limits, OutputRows, StepBatch, StepOutput};
+use crate::kv::BLOCK_TOKENS;
+
+/// Tokens 0..=255 are the bytes; [`END`](Self::END) ends an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ByteVocabulary;
+
+impl ByteVocabulary {
+    /// The end-of-generation token.
+    pub const END: u32 = 256;
+    /// Tokens.
+    pub const SIZE: usize = 257;
+
+    /// Ids of a text.
+    pub fn encode(text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+}
+
+impl Vocabulary for ByteVocabulary {
+    fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
+        u8::try_from(id).map_or(Cow::Borrowed(&[]), |byte| Cow::Owned(vec![byte]))
+    }
+
+    fn end_of_generation(&self) -> &[u32] {
+        &[Self::END]
+    }
+
+    fn vocab_size(&self) -> usize {
+        Self::SIZE
+    }
+}
+
+/// What a step is shown to before it is computed; it may sleep, block, fail or panic. The number counts from 0.
+pub type StepHook = Box<dyn FnMut(u64, &StepBatch) -> Result<()> + Send>;
+
+/// How logits follow from a sequence.
+enum Logits {
+    /// Pseudo-random, of all tokens and their order: nothing but the right history gives the right row.
+    Hash,
+    /// High for one token: the script's, counted from the end of the prompt.
+    Script(Vec<u32>),
+    /// High for the token that the function finds for the history.
+    Next(Box<dyn Fn(&[u32]) -> u32 + Send>),
+}
+
+/// An executor with exact expectations of its batches.
+pub struct TestExecutor {
+    limits: Limits,
+    vocab_size: usize,
+    logits: Logits,
+    hook: StepHook,
+    num_steps: u64,
+    /// Token and position in each slot. `[num_kv_blocks · BLOCK_TOKENS]`
+    cache: Vec<Option<(u32, usize)>>,
+    /// For each block that holds a sequence's first tokens: the sequence's length when they were written. `[num_kv_blocks]`
+    prompt_tokens: Vec<usize>,
+    rows: Vec<f32>,
+}
+
+impl TestExecutor {
+    /// Comfortable limits: 128 blocks, a context of 2048, 64 tokens and 32 rows a step.
+    pub const LIMITS: Limits =
+        Limits { max_step_tokens: 64, max_step_outputs: 32, num_kv_blocks: 128, max_context: 2048 };
+
+    fn new(limits: Limits, vocab_size: usize, logits: Logits) -> Self {
+        Self {
+            limits,
+            vocab_size,
+            logits,
+            hook: Box::new(|_, _| Ok(())),
+            num_steps: 0,
+            cache: vec![None; limits.num_kv_blocks * BLOCK_TOKENS],
+            prompt_tokens: vec![0; limits.num_kv_blocks],
+            rows: Vec::new(),
+        }
+    }
+
+    /// Logits that depend on everything; see [`hash_logits`].
+    pub fn hashing(limits: Limits, vocab_size: usize) -> Self {
+        Self::new(limits, vocab_size, Logits::Hash)
+    }
+
+    /// Answers every prompt with this text in the [`ByteVocabulary`] and then ends. Of a sequence that was preempted it
+    /// can't tell where the prompt ended: give it blocks for all.
+    pub fn spelling(text: &str, limits: Limits) -> Self {
+        let mut script = ByteVocabulary::encode(text);
+        script.push(ByteVocabulary::END);
+        Self::spelling_tokens(script, ByteVocabulary::SIZE, limits)
+    }
+
+    /// [`spelling`](Self::spelling) with tokens of any vocabulary; after the last it goes on with the last, so end with the
+    /// end-of-generation token.
+    pub fn spelling_tokens(script: Vec<u32>, vocab_size: usize, limits: Limits) -> Self {
+        Self::new(limits, vocab_size, Logits::Script(script))
+    }
+
+    /// Goes on with the token that `next` finds for the tokens so far.
+    pub fn continuing(next: impl Fn(&[u32]) -> u32 + Send + 'static, vocab_size: usize, limits: Limits) -> Self {
+        Self::new(limits, vocab_size, Logits::Next(Box::new(next)))
+    }
+
+    /// Shows each step to `hook` before it is computed.
+    #[must_use]
+    pub fn with_hook(mut self, hook: impl FnMut(u64, &StepBatch) -> Result<()> + Send + 'static) -> Self {
+        self.hook = Box::new(hook);
+        self
+    }
+
+    fn check_limits(&self, batch: &StepBatch) -> Result<()> {
+        let num_outputs = batch.num_outputs();
+        if batch.tokens.len() > self.limits.max_step_tokens || num_outputs > self.limits.max_step_outputs {
+            return Err(broken(format!("{} tokens and {num_outputs} rows in a step", batch.tokens.len())));
+        }
+        if batch.seqs.is_empty() {
+            return Err(broken("a step without work".into()));
+        }
+        for seq in &batch.seqs {
+            let end = seq.start + seq.tokens.len();
+            if seq.tokens.is_empty() || end > seq.num_tokens || seq.num_tokens > self.limits.max_context {
+                return Err(broken(format!("a piece {}..{end} of {} tokens", seq.start, seq.num_tokens)));
+            }
+            if (seq.output == OutputRows::Last) != (end == seq.num_tokens) {
+                return Err(broken(format!("output {:?} at {end} of {}", seq.output, seq.num_tokens)));
+            }
+            if seq.blocks.len() * BLOCK_TOKENS < end {
+                return Err(broken(format!("{} blocks for {end} tokens", seq.blocks.len())));
+            }
+        }
+        if let Some(block) = batch.blocks.iter().find(|&&block| block as usize >= self.limits.num_kv_blocks) {
+            return Err(broken(format!("block {block} is outside the pool")));
+        }
+        if let Some(token) = batch.tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
+            return Err(broken(format!("token {token} is outside the vocabulary")));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &StepBatch) {
+        for seq in &batch.seqs {
+            let blocks = &batch.blocks[seq.blocks.clone()];
+            if seq.start == 0 {
+                self.prompt_tokens[blocks[0] as usize] = seq.num_tokens;
+            }
+            for (position, &token) in (seq.start..).zip(&batch.tokens[seq.tokens.clone()]) {
+                let slot = blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS;
+                self.cache[slot] = Some((token, position));
+            }
+        }
+    }
+
+    fn read(&self, blocks: &[u32], num_tokens: usize) -> Result<Vec<u32>> {
+        let mut history = Vec::with_capacity(num_tokens);
+        for position in 0..num_tokens {
+            let slot = blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS;
+            match self.cache[slot] {
+                Some((token, written)) if written == position => history.push(token),
+                other => return Err(broken(format!("the slot of position {position} holds {other:?}"))),
+            }
+        }
+        Ok(history)
+    }
+}
+
+fn broken(what: String) -> Error {
+    Error::Unsupported(format!("test executor: {what}"))
+}
+
+/// The rows of [`TestExecutor::hashing`]: between -4 and 4, from all tokens and their order.
+pub fn hash_logits(history: &[u32], vocab_size: usize) -> impl Iterator<Item = f32> {
+    let state = history.iter().fold(0, |state, &token| mix(state ^ (u64::from(token) + 1)));
+    (0..vocab_size as u64).map(move |id| (mix(state ^ (id << 32)) >> 40) as f32 / (1 << 21) as f32 - 4.0)
+}
+
+/// SplitMix64's finaliser.
+fn mix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Executor for TestExecutor {
+    fn name(&self) -> &'static str {
+        "test"
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
+        (self.hook)(self.num_steps, batch)?;
+        self.num_steps += 1;
+        self.check_limits(batch)?;
+        self.write(batch);
+        self.rows.clear();
+        for seq in &batch.seqs {
+            let blocks = &batch.blocks[seq.blocks.clone()];
+            let history = self.read(blocks, seq.start + seq.tokens.len())?;
+            if seq.output == OutputRows::None {
+                continue;
+            }
+            let next = match &self.logits {
+                Logits::Hash => {
+                    self.rows.extend(hash_logits(&history, self.vocab_size));
+                    continue;
+                }
+                Logits::Script(script) => {
+                    let generated = history.len() - self.prompt_tokens[blocks[0] as usize].min(history.len());
+                    script.get(generated).or(script.last()).copied().unwrap_or_default()
+                }
+                Logits::Next(next) => next(&history),
+            };
+            // e^30 against 1: no sampling parameters in their ranges draw anything else, short of absurd temperatures.
+            self.rows.extend((0..self.vocab_size).map(|id| if id == next as usize { 30.0 } else { 0.0 }));
+        }
+        Ok(StepOutput { num_rows: batch.num_outputs(), width: self.vocab_size, data: &self.rows })
+    }
+}
