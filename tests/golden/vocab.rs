@@ -41,7 +41,9 @@ fn vocabularies() {
         let (texts, ids) = (read(".inp"), read(".out"));
         let file = ModelFile::open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
         let Some(tokenizer) = supported(&name, Tokenizer::for_model(&file)) else { continue };
-        let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
+        // Each text is followed by the separator, the last one too.
+        let separator = "\n__ggml_vocab_test__\n";
+        let texts: Vec<&str> = texts.strip_suffix(separator).unwrap().split(separator).collect();
         let ids: Vec<&str> = ids.lines().collect();
         assert_eq!(texts.len(), ids.len(), "{name}: the two files have different numbers of cases");
         for (text, ids) in texts.iter().zip(ids) {
