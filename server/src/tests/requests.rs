@@ -1,12 +1,10 @@
 //! Whole answers, bad input, overload, lists.
 
-use std::sync::{Arc, Condvar, Mutex};
-
 use serde_json::{Value, json};
 use shimmy_runtime::engine::EngineOptions;
 
 use super::client::{get, open, post};
-use super::harness::{MAX_BODY, MODEL, TestServer, endless, spelling, tokens, wait_for};
+use super::harness::{Brake, MAX_BODY, MODEL, TestServer, endless, spelling, tokens, wait_for};
 
 const TEXT: &str = "Grüße, 世界! 🌍";
 
@@ -52,7 +50,10 @@ fn a_request_without_a_model_gets_the_one_of_the_start() {
     let mut request = chat("hi");
     request.as_object_mut().unwrap().remove("model");
     let answer = post(server.address, "/v1/chat/completions", &request).json();
-    assert_eq!((answer["model"].as_str(), answer["choices"][0]["message"]["content"].as_str()), (Some(MODEL), Some("ok")));
+    assert_eq!(
+        (answer["model"].as_str(), answer["choices"][0]["message"]["content"].as_str()),
+        (Some(MODEL), Some("ok"))
+    );
     // The file's spelling of the name is the same model.
     let reply = post(server.address, "/v1/completions", &json!({"model": "Tiny_Test", "prompt": "x"}));
     assert_eq!(reply.json()["model"], MODEL);
@@ -65,7 +66,10 @@ fn the_budget_and_the_stop_strings_hold() {
     request["max_tokens"] = 3.into();
     let answer = post(server.address, "/v1/chat/completions", &request).json();
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
-    assert_eq!((answer["usage"]["completion_tokens"].as_u64(), &answer["choices"][0]["message"]["content"]), (Some(3), &json!("Gr\u{fffd}")));
+    assert_eq!(
+        (answer["usage"]["completion_tokens"].as_u64(), &answer["choices"][0]["message"]["content"]),
+        (Some(3), &json!("Gr\u{fffd}"))
+    );
     let mut request = chat("hi");
     request["stop"] = json!(["never", "世"]);
     let answer = post(server.address, "/v1/chat/completions", &request).json();
@@ -178,7 +182,11 @@ fn models_are_listed_and_found() {
     let reply = get(server.address, "/v1/models/tiny-tset");
     assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (404, Some("model_not_found")));
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains(MODEL));
-    let reply = post(server.address, "/v1/chat/completions", &json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}));
+    let reply = post(
+        server.address,
+        "/v1/chat/completions",
+        &json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}),
+    );
     assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (404, Some("model")));
 }
 
@@ -197,26 +205,19 @@ fn until_it_is_ready_it_says_so() {
 
 #[test]
 fn a_full_queue_is_429_with_a_time() {
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let hook = Arc::clone(&gate);
-    let executor = spelling("ok").with_hook(move |_, _| {
-        let (open, changed) = &*hook;
-        drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
-        Ok(())
-    });
+    let (executor, brake) = Brake::spelling("ok");
     let options = EngineOptions { queue: 1, max_running: 1, ..EngineOptions::default() };
     let server = TestServer::start_with(executor, options);
     let address = server.address;
     let ask = move || post(address, "/v1/chat/completions", &chat("hi"));
     let first = std::thread::spawn(ask);
-    wait_for("the first request runs", || server.stats().running == 1);
+    brake.wait_reached();
     let second = std::thread::spawn(ask);
     wait_for("the second request waits", || server.stats().queued == 1);
     let third = ask();
     assert_eq!((third.status, third.json()["error"]["type"].as_str()), (429, Some("rate_limit_error")));
     assert!(third.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    brake.release();
     for waiting in [first, second] {
         assert_eq!(waiting.join().unwrap().json()["choices"][0]["message"]["content"], "ok");
     }
