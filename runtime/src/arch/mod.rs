@@ -1,1 +1,24 @@
-//! Architectures: metadata to plan, one record each.
+//! Architectures: a file's metadata becomes a [`ModelConfig`](crate::config::ModelConfig), and that and the tensor
+//! names become a [`Plan`](crate::plan::Plan).
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`registry`] | one record an architecture: names, metadata it reads, tensor names; `load` |
+//! | `llama`, `mistral`, `qwen2`, `qwen3`, `gemma3` … | one family each: what of it differs from the common reading |
+//! | `decoder` | the plan builder that all llama-like decoders share |
+//! | `names` | tensor names of the two formats |
+//! | `gguf`, `hf` | typed reading of the two kinds of metadata, and what every family reads alike |
+
+mod decoder;
+mod gemma3;
+mod gguf;
+mod hf;
+mod hf_rope;
+mod llama;
+mod mistral;
+mod names;
+mod qwen2;
+mod qwen3;
+pub mod registry;
+
+pub use registry::{load, supported};

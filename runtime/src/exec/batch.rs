@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use crate::error::{Error, Result};
+use crate::exec::Limits;
+use crate::kv::BLOCK_TOKENS;
+
 /// Which rows of a piece the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputRows {
@@ -72,5 +76,105 @@ impl StepBatch {
                 OutputRows::All => seq.tokens.len(),
             })
             .sum()
+    }
+
+    /// Refuses a batch that an executor with these limits and this vocabulary can't run. Executors call it before they
+    /// write anything.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] on the parameter `batch`, with what breaks which bound.
+    pub fn validate(&self, limits: &Limits, vocab_size: usize) -> Result<()> {
+        let refuse = |message: String| Err(Error::InvalidRequest { param: "batch", message });
+        if self.tokens.len() > limits.max_step_tokens {
+            return refuse(format!("{} tokens in a step of at most {}", self.tokens.len(), limits.max_step_tokens));
+        }
+        if let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            return refuse(format!("token {token} is outside the vocabulary of {vocab_size}"));
+        }
+        if let Some(&block) = self.blocks.iter().find(|&&block| block as usize >= limits.num_kv_blocks) {
+            return refuse(format!("block {block} is outside the pool of {}", limits.num_kv_blocks));
+        }
+        let (mut next_token, mut next_block) = (0, 0);
+        for (index, seq) in self.seqs.iter().enumerate() {
+            if seq.tokens.start != next_token || seq.tokens.end > self.tokens.len() || seq.tokens.is_empty() {
+                return refuse(format!("piece {index} has no tokens or leaves a gap: {:?}", seq.tokens));
+            }
+            if seq.blocks.start != next_block || seq.blocks.end > self.blocks.len() || seq.blocks.end < seq.blocks.start
+            {
+                return refuse(format!("piece {index} leaves a gap in the block tables: {:?}", seq.blocks));
+            }
+            (next_token, next_block) = (seq.tokens.end, seq.blocks.end);
+            let end = seq.start.saturating_add(seq.tokens.len());
+            if end > limits.max_context {
+                return refuse(format!("piece {index} ends at position {end} of {}", limits.max_context));
+            }
+            if end > seq.num_tokens {
+                return refuse(format!("piece {index} ends at position {end} of {} known tokens", seq.num_tokens));
+            }
+            if seq.blocks.len() * BLOCK_TOKENS < end {
+                return refuse(format!("piece {index} has {} blocks for {end} tokens", seq.blocks.len()));
+            }
+        }
+        if next_token != self.tokens.len() || next_block != self.blocks.len() {
+            return refuse(format!("{} tokens belong to no piece", self.tokens.len() - next_token));
+        }
+        let num_outputs = self.num_outputs();
+        if num_outputs > limits.max_step_outputs {
+            return refuse(format!("{num_outputs} rows of output in a step of at most {}", limits.max_step_outputs));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { max_step_tokens: 8, max_step_outputs: 2, num_kv_blocks: 4, max_context: 64 };
+
+    fn batch(tokens: &[u32], start: usize, num_tokens: usize, blocks: &[u32], output: OutputRows) -> StepBatch {
+        let mut batch = StepBatch::default();
+        batch.push(tokens, start, num_tokens, blocks, output);
+        batch
+    }
+
+    #[test]
+    fn a_sound_batch_passes() {
+        let mut sound = batch(&[1, 2, 3], 30, 40, &[3, 0], OutputRows::None);
+        sound.push(&[9], 0, 1, &[1], OutputRows::Last);
+        sound.validate(&LIMITS, 10).unwrap();
+        assert_eq!(sound.num_outputs(), 1);
+    }
+
+    #[test]
+    fn every_bound_is_held() {
+        let last = OutputRows::Last;
+        for (why, bad) in [
+            ("step tokens", batch(&[1; 9], 0, 9, &[0], last)),
+            ("vocabulary", batch(&[10], 0, 1, &[0], last)),
+            ("pool", batch(&[1], 0, 1, &[4], last)),
+            ("blocks", batch(&[1], 32, 33, &[0], last)),
+            ("context", batch(&[1], 64, 65, &[0, 1, 2], last)),
+            ("overflow", batch(&[1], usize::MAX, usize::MAX, &[0, 1, 2], last)),
+            ("known tokens", batch(&[1, 2], 0, 1, &[0], last)),
+            ("outputs", batch(&[1, 2, 3], 0, 3, &[0], OutputRows::All)),
+            ("no tokens", batch(&[], 0, 3, &[0], last)),
+        ] {
+            assert!(matches!(bad.validate(&LIMITS, 10), Err(Error::InvalidRequest { param: "batch", .. })), "{why}");
+        }
+    }
+
+    #[test]
+    fn ranges_must_tile_the_arrays() {
+        let mut gap = batch(&[1, 2], 0, 2, &[0], OutputRows::None);
+        gap.tokens.push(3);
+        assert!(gap.validate(&LIMITS, 10).is_err());
+        let mut overlap = batch(&[1, 2], 0, 2, &[0], OutputRows::None);
+        overlap.push(&[3], 0, 1, &[1], OutputRows::None);
+        overlap.seqs[1].tokens = 1..3;
+        assert!(overlap.validate(&LIMITS, 10).is_err());
+        let mut reversed = batch(&[1, 2], 0, 2, &[0], OutputRows::None);
+        reversed.seqs[0].blocks = Range { start: 0, end: 9 };
+        assert!(reversed.validate(&LIMITS, 10).is_err());
     }
 }
