@@ -5,8 +5,9 @@
 //! | [`quant`] | block formats: layout, scalar quantise, dequantise and dot (the reference) |
 //! | [`cpu`] | SIMD kernels behind a table picked once at start; the worker team |
 //! | [`candle`] | the matmuls as candle `CustomOp`s |
-//! | [`cuda`] | the CUDA driver, found at run time (feature `cuda`) |
+//! | `cuda` | the CUDA driver, found at run time (feature `cuda`) |
 
+pub mod candle;
 pub mod cpu;
 pub mod error;
 pub mod quant;

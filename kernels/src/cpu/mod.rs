@@ -1,1 +1,22 @@
-//! CPU kernels.
+//! CPU kernels: a table of functions picked once from the CPU's features, and what they work on.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `isa.rs` | [`Isa`]: the levels that kernels are written for, and detection |
+//! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
+//! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
+//! | `scalar/`, `avx2/`, `avx512/` | the kernels of an ISA, and nothing else |
+
+mod isa;
+mod kernels;
+mod matrix;
+mod scalar;
+
+pub use isa::{Isa, detected_features};
+pub use kernels::CpuKernels;
+use kernels::dequantize_checked;
+pub use matrix::{ACT_GROUP, ActBuffer, ActRows, MatrixRef, ROW_TILE, SUM_GROUP, Scratch};
+
+/// Rows of activations up to which a matmul reads the weights as they lie in the file. With more, it unpacks a panel of
+/// them first.
+pub const DECODE_ROWS: usize = 8;

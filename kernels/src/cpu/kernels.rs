@@ -1,0 +1,207 @@
+//! The function table, and the wrappers that check shapes before they call through it.
+
+use std::{ops::Range, sync::OnceLock};
+
+use super::{
+    isa::{Isa, detected_features},
+    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
+    scalar,
+};
+use crate::{
+    error::{Error, Result},
+    quant::{QuantType, dequantize_blocks, float, with_block},
+};
+
+/// The kernels of one [`Isa`]. A value proves that the CPU has it: the only ways to get one check that.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuKernels {
+    pub(super) isa: Isa,
+    pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
+    pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
+    #[expect(clippy::type_complexity, reason = "one field, named by the function that it holds")]
+    pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),
+    pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
+}
+
+impl CpuKernels {
+    /// The best kernels for this CPU. Detection runs once a process.
+    pub fn detect() -> Self {
+        static DETECTED: OnceLock<CpuKernels> = OnceLock::new();
+        *DETECTED.get_or_init(|| Self::for_isa(Isa::detect()).unwrap_or(scalar::KERNELS))
+    }
+
+    /// The kernels of this level; `None` if the CPU lacks it.
+    pub fn for_isa(isa: Isa) -> Option<Self> {
+        if !isa.is_available() {
+            return None;
+        }
+        match isa {
+            Isa::Scalar => Some(scalar::KERNELS),
+            _ => Some(scalar::KERNELS),
+        }
+    }
+
+    /// Which kernels these are.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Names of the features of this CPU that matter to inference.
+    pub fn features() -> Vec<&'static str> {
+        detected_features()
+    }
+
+    /// Whether [`Self::matmul_q8`] takes weights of this type: the block types do, floats don't.
+    pub fn matmul_q8_supported(dtype: QuantType) -> bool {
+        dtype.has_kernels() && !dtype.is_float()
+    }
+
+    /// Quantises one row of K activations, in groups of 32: `q[K]`, `d[K / 32]` and `sums[K / 16]` as in [`ActRows`].
+    ///
+    /// # Panics
+    /// If the lengths don't fit together.
+    #[inline]
+    pub fn quantize_act_row(&self, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
+        assert!(
+            x.len().is_multiple_of(ACT_GROUP)
+                && q.len() == x.len()
+                && d.len() == x.len() / ACT_GROUP
+                && sums.len() == x.len() / SUM_GROUP,
+            "quantize_act_row: lengths {} {} {} {}",
+            x.len(),
+            q.len(),
+            d.len(),
+            sums.len(),
+        );
+        // SAFETY: the CPU has the ISA (type's invariant); lengths fit together (just asserted).
+        unsafe { (self.quantize_act_row)(x, q, d, sums) }
+    }
+
+    /// `out[m, n] = acts[m, :] · w[n, :]` for every row m of `acts` and every n in `rows`, with integer dot products.
+    /// `out` is `[M, out_stride]`. A row's result doesn't depend on `rows`, and not on the other rows of `acts` while
+    /// there are at most [`super::DECODE_ROWS`] of them, or more.
+    ///
+    /// # Panics
+    /// If the shapes don't fit together, the type is a float, or `scratch` was made for a smaller K.
+    ///
+    /// # Safety
+    /// `out[m · out_stride + n]` must be valid for writes for all those m and n, and nobody else may touch them meanwhile.
+    #[inline]
+    pub unsafe fn matmul_q8(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        acts: &ActRows,
+        out: *mut f32,
+        out_stride: usize,
+        scratch: &mut Scratch,
+    ) {
+        assert!(
+            Self::matmul_q8_supported(w.dtype())
+                && acts.is_consistent()
+                && acts.k == w.cols()
+                && rows.start <= rows.end
+                && rows.end <= w.rows()
+                && w.cols() <= scratch.max_k(),
+            "matmul_q8: {} [{}, {}] rows {rows:?}, acts [{}, {}], scratch for {}",
+            w.dtype(),
+            w.rows(),
+            w.cols(),
+            acts.num_rows,
+            acts.k,
+            scratch.max_k(),
+        );
+        // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
+        unsafe { (self.matmul_q8)(w, rows, acts, out, out_stride, scratch) }
+    }
+
+    /// As [`Self::matmul_q8`] with f32 activations `x`, `[num_rows, x_stride]`, and f32 arithmetic: what float weights use,
+    /// and the exact mode of quantised ones.
+    ///
+    /// # Panics
+    /// If the shapes don't fit together or `scratch` was made for a smaller K.
+    ///
+    /// # Safety
+    /// As [`Self::matmul_q8`].
+    #[inline]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two strided matrices, a range and scratch; a struct would be built for each call"
+    )]
+    pub unsafe fn matmul_f32(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        x: &[f32],
+        x_stride: usize,
+        num_rows: usize,
+        out: *mut f32,
+        out_stride: usize,
+        scratch: &mut Scratch,
+    ) {
+        let needed = if num_rows == 0 { 0 } else { (num_rows - 1) * x_stride + w.cols() };
+        assert!(
+            x.len() >= needed
+                && (num_rows < 2 || x_stride >= w.cols())
+                && rows.start <= rows.end
+                && rows.end <= w.rows()
+                && w.cols() <= scratch.max_k(),
+            "matmul_f32: {} [{}, {}] rows {rows:?}, x [{num_rows}, {x_stride}] of {} elements, scratch for {}",
+            w.dtype(),
+            w.rows(),
+            w.cols(),
+            x.len(),
+            scratch.max_k(),
+        );
+        // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
+        unsafe { (self.matmul_f32)(w, rows, x, x_stride, num_rows, out, out_stride, scratch) }
+    }
+
+    /// The whole matrix: `out`, `[M, N]`, from quantised activations.
+    ///
+    /// # Panics
+    /// As [`Self::matmul_q8`], and if `out` is not `M · N` long.
+    pub fn matmul_q8_all(&self, w: &MatrixRef, acts: &ActRows, out: &mut [f32], scratch: &mut Scratch) {
+        assert_eq!(out.len(), acts.num_rows * w.rows(), "matmul_q8_all: out");
+        // SAFETY: `out` is borrowed mutably and holds every (m, n) at stride N (just asserted).
+        unsafe { self.matmul_q8(w, 0..w.rows(), acts, out.as_mut_ptr(), w.rows(), scratch) }
+    }
+
+    /// The whole matrix: `out`, `[M, N]`, from f32 activations `x`, `[M, K]`.
+    ///
+    /// # Panics
+    /// As [`Self::matmul_f32`], and if `x` or `out` is not of that size.
+    pub fn matmul_f32_all(&self, w: &MatrixRef, x: &[f32], num_rows: usize, out: &mut [f32], scratch: &mut Scratch) {
+        assert_eq!(x.len(), num_rows * w.cols(), "matmul_f32_all: x");
+        assert_eq!(out.len(), num_rows * w.rows(), "matmul_f32_all: out");
+        // SAFETY: `out` is borrowed mutably and holds every (m, n) at stride N (just asserted).
+        unsafe { self.matmul_f32(w, 0..w.rows(), x, w.cols(), num_rows, out.as_mut_ptr(), w.rows(), scratch) }
+    }
+
+    /// Turns the bytes of `dst.len()` elements into f32.
+    ///
+    /// # Errors
+    /// As [`QuantType::dequantize_row`].
+    pub fn dequantize_row(&self, dtype: QuantType, src: &[u8], dst: &mut [f32]) -> Result<()> {
+        if !dtype.has_kernels() {
+            return Err(dtype.no_kernel());
+        }
+        let bytes = dtype.checked_row_bytes("dequantize_row", dst.len())?;
+        if src.len() != bytes {
+            return Err(Error::Length { what: "dequantize_row: bytes", expected: bytes, got: src.len() });
+        }
+        // SAFETY: the CPU has the ISA (type's invariant); lengths fit (just checked).
+        unsafe { (self.dequantize_row)(dtype, src, dst) };
+        Ok(())
+    }
+}
+
+/// Dequantises a row whose type and lengths the caller has checked. Inlined into each ISA's function, where the compiler
+/// vectorises it for that ISA.
+#[inline(always)]
+pub(super) fn dequantize_checked(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
+    with_block!(dtype, |B| dequantize_blocks::<B>(bytemuck::cast_slice(src), dst), {
+        let result = float::to_f32(dtype, src, dst);
+        debug_assert!(result.is_ok(), "{dtype} has no kernel");
+    });
+}

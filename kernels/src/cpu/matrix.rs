@@ -1,0 +1,202 @@
+//! What goes into a matmul: weights as they lie in a file, quantised activations, and memory to work in.
+
+use crate::{
+    error::{Error, Result},
+    quant::QuantType,
+};
+
+/// Rows of weights that a kernel unpacks together: partition N in multiples of it.
+pub const ROW_TILE: usize = 32;
+
+/// Elements that share a scale in [`ActRows`]: K must be a multiple of it.
+pub const ACT_GROUP: usize = 32;
+
+/// Elements of one sum in [`ActRows`].
+pub const SUM_GROUP: usize = 16;
+
+/// A weight matrix `[rows, cols]`, row-major, in a type that has kernels. `rows` is the N of the matmul, `cols` its K.
+#[derive(Debug, Clone, Copy)]
+pub struct MatrixRef<'a> {
+    dtype: QuantType,
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+    data: &'a [u8],
+}
+
+impl<'a> MatrixRef<'a> {
+    /// Checks that `data` is exactly `rows` rows of `cols` elements.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`]; [`Error::RowLength`] if a row is not a whole number of blocks; [`Error::Length`] for another size.
+    pub fn new(dtype: QuantType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self> {
+        if !dtype.has_kernels() {
+            return Err(dtype.no_kernel());
+        }
+        let row_bytes = dtype.checked_row_bytes("matrix", cols)?;
+        let expected = row_bytes.checked_mul(rows).unwrap_or(usize::MAX);
+        if data.len() != expected {
+            return Err(Error::Length { what: "matrix: bytes", expected, got: data.len() });
+        }
+        Ok(Self { dtype, rows, cols, row_bytes, data })
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> QuantType {
+        self.dtype
+    }
+
+    /// N.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// K.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// All bytes.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Bytes of row `row`.
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        &self.data[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+}
+
+/// Activations in 8 bits, as `CpuKernels::quantize_act_row` makes them: `x ≈ d · q`, with one `d` for 32 elements and `q` in
+/// −127..=127. A group that holds an infinity or a NaN has `q` = 0 and such a `d`, so that the result is NaN too.
+#[derive(Debug, Clone, Copy)]
+pub struct ActRows<'a> {
+    /// M.
+    pub num_rows: usize,
+    /// K, a multiple of 32.
+    pub k: usize,
+    /// `[num_rows, k]`
+    pub q: &'a [i8],
+    /// `[num_rows, k / 32]`
+    pub d: &'a [f32],
+    /// Sums of `q` over 16 elements each, exact: `[num_rows, k / 16]`. Integers, because weights with an offset need them as
+    /// such; 16, because that is the smallest group of any weight type.
+    pub sums: &'a [i16],
+}
+
+impl<'a> ActRows<'a> {
+    /// Rows `range` of these.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> Self {
+        let part = |width: usize| range.start * width..range.end * width;
+        Self {
+            num_rows: range.len(),
+            k: self.k,
+            q: &self.q[part(self.k)],
+            d: &self.d[part(self.k / ACT_GROUP)],
+            sums: &self.sums[part(self.k / SUM_GROUP)],
+        }
+    }
+
+    /// Whether the slices have the lengths that the shape asks for.
+    pub(crate) fn is_consistent(&self) -> bool {
+        self.k.is_multiple_of(ACT_GROUP)
+            && self.num_rows.checked_mul(self.k) == Some(self.q.len())
+            && self.d.len() == self.num_rows * (self.k / ACT_GROUP)
+            && self.sums.len() == self.num_rows * (self.k / SUM_GROUP)
+    }
+}
+
+/// Quantised activations that own their memory: what a caller without an arena of its own uses.
+#[derive(Debug, Clone, Default)]
+pub struct ActBuffer {
+    num_rows: usize,
+    k: usize,
+    q: Vec<i8>,
+    d: Vec<f32>,
+    sums: Vec<i16>,
+}
+
+impl ActBuffer {
+    /// Quantises `x`, `[num_rows, k]`, into this buffer's memory.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `x` is not whole rows, [`Error::RowLength`] if `k` is not a multiple of 32.
+    pub fn quantize(&mut self, kernels: &super::CpuKernels, x: &[f32], k: usize) -> Result<ActRows<'_>> {
+        if k == 0 || !k.is_multiple_of(ACT_GROUP) {
+            return Err(Error::RowLength { what: "activations", dtype: "q8", block: ACT_GROUP, got: k });
+        }
+        let num_rows = x.len() / k;
+        if num_rows * k != x.len() {
+            return Err(Error::Length { what: "activations", expected: num_rows * k, got: x.len() });
+        }
+        (self.num_rows, self.k) = (num_rows, k);
+        self.q.resize(x.len(), 0);
+        self.d.resize(x.len() / ACT_GROUP, 0.0);
+        self.sums.resize(x.len() / SUM_GROUP, 0);
+        let rows = x.chunks_exact(k).zip(self.q.chunks_exact_mut(k));
+        let scales = self.d.chunks_exact_mut(k / ACT_GROUP).zip(self.sums.chunks_exact_mut(k / SUM_GROUP));
+        for ((x, q), (d, sums)) in rows.zip(scales) {
+            kernels.quantize_act_row(x, q, d, sums);
+        }
+        Ok(self.rows())
+    }
+
+    /// What was quantised last.
+    pub fn rows(&self) -> ActRows<'_> {
+        ActRows { num_rows: self.num_rows, k: self.k, q: &self.q, d: &self.d, sums: &self.sums }
+    }
+}
+
+/// A cache line.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// One worker's memory for unpacked weights. Made once; kernels allocate nothing.
+#[derive(Debug)]
+pub struct Scratch {
+    max_k: usize,
+    lines: Vec<Line>,
+}
+
+impl Scratch {
+    /// Enough for every matmul with `K ≤ max_k`.
+    pub fn for_shapes(max_k: usize) -> Self {
+        // The largest user is a panel of ROW_TILE rows in f32 and one row beside it; a carved slice may lose a line.
+        let bytes = (ROW_TILE + 2) * max_k * size_of::<f32>() + 16 * size_of::<Line>();
+        Self { max_k, lines: vec![Line([0; 64]); bytes.div_ceil(size_of::<Line>())] }
+    }
+
+    /// The K that it was made for.
+    pub fn max_k(&self) -> usize {
+        self.max_k
+    }
+
+    /// Cuts slices off the front, each on a cache line of its own.
+    pub(crate) fn carve(&mut self) -> Carve<'_> {
+        Carve { rest: &mut self.lines }
+    }
+}
+
+/// The part of a [`Scratch`] that isn't taken yet.
+pub(crate) struct Carve<'a> {
+    rest: &'a mut [Line],
+}
+
+impl<'a> Carve<'a> {
+    /// `len` elements, of unspecified content.
+    ///
+    /// # Panics
+    /// If the scratch was made for a smaller K: a mistake of the caller, like a slice index.
+    pub(crate) fn take<T: bytemuck::Pod>(&mut self, len: usize) -> &'a mut [T] {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let (taken, rest) = std::mem::take(&mut self.rest).split_at_mut(lines);
+        self.rest = rest;
+        &mut bytemuck::cast_slice_mut(taken)[..len]
+    }
+}

@@ -1,0 +1,150 @@
+//! Formats: round trips within the step of the format, and values against an implementation that shares no code with ours.
+
+use candle_core::quantized::k_quants::{self, GgmlType};
+
+use super::*;
+
+/// xorshift64*: seeded, so that a failure can be repeated.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Uniform in -1..1.
+    pub(crate) fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// About normal, with a deviation of 1.
+    pub(crate) fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.unit()).sum::<f32>() * 0.5
+    }
+
+    pub(crate) fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal()).collect()
+    }
+}
+
+/// Random bytes as a row of `dtype`, with the half-precision fields made finite and small: what no quantiser would write
+/// but a file may hold.
+pub(crate) fn random_row(dtype: QuantType, elements: usize, rng: &mut Rng) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..dtype.row_bytes(elements).unwrap()).map(|_| rng.next() as u8).collect();
+    let halves: &[usize] = match dtype {
+        QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => &[0, 2],
+        QuantType::Q6_K => &[208],
+        _ => &[0],
+    };
+    if !dtype.is_float() {
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            for &at in halves {
+                block[at..at + 2].copy_from_slice(&float::f16_bytes(rng.unit() * 0.01));
+            }
+        }
+    } else {
+        let values: Vec<f32> = (0..elements).map(|_| rng.normal() * 0.05).collect();
+        dtype.quantize_row(&values, &mut bytes).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn ids_round_trip_and_sizes_hold() {
+    for &dtype in QuantType::all() {
+        assert_eq!(QuantType::from_ggml(dtype.ggml_id()), Some(dtype));
+        assert_eq!(QuantType::from_name(&dtype.name().to_lowercase()), Some(dtype));
+        assert_eq!(dtype.row_bytes(dtype.block_len() * 3), Some(dtype.block_bytes() * 3));
+        if dtype.block_len() > 1 {
+            assert_eq!(dtype.row_bytes(dtype.block_len() + 1), None);
+        }
+    }
+    assert_eq!(QuantType::from_ggml(4), None);
+    assert_eq!(QuantType::from_ggml(1 << 20), None);
+    assert_eq!(QuantType::F64.row_bytes(usize::MAX), None);
+}
+
+#[test]
+fn types_without_kernels_say_so() {
+    let error = QuantType::IQ1_S.dequantize_row(&[0; 50], &mut [0.0; 256]).unwrap_err();
+    assert!(error.to_string().contains("IQ1_S") && error.to_string().contains("Q4_K"), "{error}");
+    assert!(matches!(QuantType::Q4_0.dequantize_row(&[0; 18], &mut [0.0; 31]), Err(Error::RowLength { got: 31, .. })));
+    assert!(matches!(QuantType::Q4_0.dequantize_row(&[0; 17], &mut [0.0; 32]), Err(Error::Length { got: 17, .. })));
+}
+
+#[test]
+fn halves_are_exact() {
+    for bits in 0..=u16::MAX {
+        let (ours, theirs) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+        assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#x}: {ours} {theirs}");
+    }
+}
+
+/// Root mean square error of a normal row through a format, and the most that it may be.
+#[test]
+fn round_trips_stay_within_the_step() {
+    let cases = [
+        (QuantType::F32, 0.0),
+        (QuantType::F16, 5e-4),
+        (QuantType::BF16, 4e-3),
+        (QuantType::Q4_0, 0.11),
+        (QuantType::Q4_1, 0.10),
+        (QuantType::Q5_0, 0.055),
+        (QuantType::Q5_1, 0.05),
+        (QuantType::Q8_0, 0.007),
+        (QuantType::Q4_K, 0.09),
+        (QuantType::Q5_K, 0.045),
+        (QuantType::Q6_K, 0.025),
+    ];
+    let covered = cases.map(|case| case.0);
+    assert!(QuantType::all().iter().all(|dtype| !dtype.has_kernels() || covered.contains(dtype)));
+    for (dtype, bound) in cases {
+        let x = Rng(7).normals(4096);
+        let mut bytes = vec![0; dtype.row_bytes(x.len()).unwrap()];
+        let mut y = vec![0.0; x.len()];
+        dtype.quantize_row(&x, &mut bytes).unwrap();
+        dtype.dequantize_row(&bytes, &mut y).unwrap();
+        let rms = (x.iter().zip(&y).map(|(x, y)| (x - y).powi(2)).sum::<f32>() / x.len() as f32).sqrt();
+        assert!(rms <= bound, "{dtype}: {rms} > {bound}");
+        let zeros = vec![0.0; 256];
+        let mut bytes = vec![0; dtype.row_bytes(256).unwrap()];
+        dtype.quantize_row(&zeros, &mut bytes).unwrap();
+        dtype.dequantize_row(&bytes, &mut y[..256]).unwrap();
+        assert_eq!(y[..256], zeros, "{dtype}");
+    }
+}
+
+fn same_as_candle<B: GgmlType>(dtype: QuantType) {
+    let mut rng = Rng(u64::from(dtype.ggml_id()) + 1);
+    for _ in 0..50 {
+        let bytes = random_row(dtype, 512, &mut rng);
+        assert_eq!(size_of::<B>(), dtype.block_bytes());
+        let blocks: Vec<B> = bytes
+            .chunks_exact(size_of::<B>())
+            // SAFETY: candle's blocks are `repr(C)` structs of integers and halves, any bytes are a value; sizes just checked.
+            .map(|chunk| unsafe { chunk.as_ptr().cast::<B>().read_unaligned() })
+            .collect();
+        let (mut theirs, mut ours) = (vec![0.0; 512], vec![0.0; 512]);
+        B::to_float(&blocks, &mut theirs);
+        dtype.dequantize_row(&bytes, &mut ours).unwrap();
+        for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            // Products of three factors may be rounded in another order.
+            assert!((ours - theirs).abs() <= 1e-6 * theirs.abs().max(0.1), "{dtype}[{i}]: {ours} vs {theirs}");
+        }
+    }
+}
+
+#[test]
+fn values_are_those_of_an_independent_implementation() {
+    same_as_candle::<k_quants::BlockQ4_0>(QuantType::Q4_0);
+    same_as_candle::<k_quants::BlockQ4_1>(QuantType::Q4_1);
+    same_as_candle::<k_quants::BlockQ5_0>(QuantType::Q5_0);
+    same_as_candle::<k_quants::BlockQ5_1>(QuantType::Q5_1);
+    same_as_candle::<k_quants::BlockQ8_0>(QuantType::Q8_0);
+    same_as_candle::<k_quants::BlockQ4K>(QuantType::Q4_K);
+    same_as_candle::<k_quants::BlockQ5K>(QuantType::Q5_K);
+    same_as_candle::<k_quants::BlockQ6K>(QuantType::Q6_K);
+}
