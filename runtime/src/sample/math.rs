@@ -90,26 +90,26 @@ pub fn argmax(logits: &[f32]) -> Result<(u32, f32)> {
     Ok(((start + offset) as u32, best))
 }
 
-/// Σ e^((logit - max) / temperature) over a chunk of finite logits or −∞, none above `max`.
+/// Σ weight(logit) over a chunk.
 #[inline(always)]
-pub(super) fn sum_exp(chunk: &[f32], max: f32, temperature: f32) -> f64 {
+pub(super) fn sum_of(chunk: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
     let mut sums = [0.0_f32; LANES];
     let lanes = chunk.chunks_exact(LANES);
     let rest = lanes.remainder();
     for group in lanes {
         for lane in 0..LANES {
-            sums[lane] += exp_nonpositive((group[lane] - max) / temperature);
+            sums[lane] += weight(group[lane]);
         }
     }
-    for (lane, &x) in rest.iter().enumerate() {
-        sums[lane] += exp_nonpositive((x - max) / temperature);
+    for (lane, &logit) in rest.iter().enumerate() {
+        sums[lane] += weight(logit);
     }
     sums.iter().map(|&sum| f64::from(sum)).sum()
 }
 
-/// Σ e^(logit - max) over a row.
+/// Σ e^(logit - max) over a row of finite logits or −∞, none above `max`.
 pub(super) fn partition_sum(logits: &[f32], max: f32) -> f64 {
-    logits.chunks(CHUNK).map(|chunk| sum_exp(chunk, max, 1.0)).sum()
+    logits.chunks(CHUNK).map(|chunk| sum_of(chunk, |logit| exp_nonpositive(logit - max))).sum()
 }
 
 #[cfg(test)]
