@@ -12,3 +12,5 @@
 mod models;
 #[path = "../support/mod.rs"]
 mod support;
+mod templates;
+mod vocab;

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
-use shimmy_runtime::exec::candle::CandleExecutor;
-use shimmy_runtime::exec::{Activations, Backend, ExecOptions, Executor, KvDtype, OutputRows, StepBatch};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvDtype, OutputRows, StepBatch};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
@@ -32,11 +31,8 @@ fn executors() -> Vec<(&'static str, ExecOptions)> {
         activations: Activations::F32,
         kv_dtype: KvDtype::F32,
     };
-    vec![("candle", exact(Backend::Candle))]
-}
-
-fn build(plan: &Plan, options: &ExecOptions) -> shimmy_runtime::Result<Box<dyn Executor>> {
-    Ok(Box::new(CandleExecutor::new(plan, options)?))
+    let on_threads = |threads| ExecOptions { threads: Some(threads), ..exact(Backend::Cpu) };
+    vec![("candle", exact(Backend::Candle)), ("cpu", on_threads(2)), ("cpu on 1 thread", on_threads(1))]
 }
 
 /// The golden's tensors.
@@ -196,7 +192,7 @@ impl Report {
     }
 
     fn logits(&mut self, plan: &Plan, options: &ExecOptions, golden: &Golden) {
-        let mut executor = build(plan, options).unwrap();
+        let mut executor = exec::build(plan, options).unwrap();
         let executor = executor.as_mut();
         let whole = prefill(executor, &golden.tokens, golden.tokens.len());
         self.close("logits", &whole, golden.rows("logits").unwrap(), GOLDEN_TOLERANCE);
@@ -209,7 +205,7 @@ impl Report {
     }
 
     fn hidden(&mut self, plan: &Plan, options: &ExecOptions, golden: &Golden) {
-        let mut executor = build(plan, options).unwrap();
+        let mut executor = exec::build(plan, options).unwrap();
         let executor = executor.as_mut();
         let hidden = prefill(executor, &golden.tokens, golden.tokens.len());
         let mut compared = 0;

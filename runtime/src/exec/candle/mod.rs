@@ -63,19 +63,7 @@ impl CandleExecutor {
     /// # Errors
     /// When a weight's shape and type don't fit together or an option is impossible.
     pub fn new(plan: &Plan, options: &ExecOptions) -> Result<Self> {
-        let max_context = options.max_context.unwrap_or(plan.max_context);
-        let kv_tokens = options.kv_tokens.unwrap_or(max_context);
-        let limits = Limits {
-            max_step_tokens: options.max_step_tokens,
-            max_step_outputs: options.max_step_tokens,
-            num_kv_blocks: kv_tokens.div_ceil(BLOCK_TOKENS),
-            max_context: max_context.min(kv_tokens),
-        };
-        for (what, value) in [("max_context", limits.max_context), ("max_step_tokens", limits.max_step_tokens)] {
-            if value == 0 {
-                return Err(Error::InvalidRequest { param: what, message: "must be at least 1".into() });
-            }
-        }
+        let limits = super::limits(plan, options)?;
         let inv_freq = plan.ropes.iter().map(|rope| rope.inv_freq(1, &plan.weights)).collect::<Result<_>>()?;
         Ok(Self {
             weights: Weights::load(plan)?,
