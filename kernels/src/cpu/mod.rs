@@ -5,6 +5,7 @@
 //! | `isa.rs` | [`Isa`]: the levels that kernels are written for, and detection |
 //! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
+//! | `gemm.rs`, `float.rs`, `pack.rs` | loops of the large matmuls and panels of weights, shared by the ISAs |
 //! | `scalar/`, `avx2/`, `avx512/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
 //! | [`attention`] | online-softmax attention over the paged cache |
@@ -12,14 +13,21 @@
 //! | [`program`] | a model's step as instructions that the team runs together |
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod float;
+mod gemm;
 mod isa;
 mod kernels;
 mod math;
 mod matrix;
+mod pack;
 pub mod program;
 mod scalar;
 mod simd;
 pub mod team;
+#[cfg(test)]
+mod tests;
 pub mod topology;
 pub mod vector;
 #[cfg(test)]
