@@ -79,9 +79,7 @@ impl AppState {
 
 /// All resources: one line each.
 pub fn configure(cfg: &mut web::ServiceConfig) {
-    cfg.configure(routes::health::config)
-        .configure(routes::openai::config)
-        .default_service(web::to(routes::not_found));
+    cfg.configure(routes::health::config).configure(routes::openai::config).default_service(web::to(routes::not_found));
 }
 
 /// Serves on `listener` until `shutdown`, then refuses new generations, lets running ones finish for up to
@@ -101,8 +99,8 @@ pub async fn serve(
             .app_data(shared.clone())
             .wrap_fn(|request, service| {
                 let start = Instant::now();
-                let line = tracing::enabled!(tracing::Level::INFO)
-                    .then(|| format!("{} {}", request.method(), request.path()));
+                let line =
+                    tracing::enabled!(tracing::Level::INFO).then(|| format!("{} {}", request.method(), request.path()));
                 let response = service.call(request);
                 async move {
                     let response = response.await?;

@@ -1,8 +1,8 @@
 //! Identifiers of answers.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `<prefix>-<24 hex digits>`: unique in this process by its counter and, by the keys that the standard library draws
 /// from the system, most likely everywhere. It identifies; it is no secret.

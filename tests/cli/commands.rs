@@ -18,7 +18,9 @@ fn help_is_on_stdout_and_mistakes_are_on_stderr() {
         assert_eq!((of_command.code, of_command.stderr.as_str()), (Some(0), ""));
         assert!(of_command.stdout.contains("Usage: shimmy"), "{}", of_command.stdout);
     }
-    for args in [&[][..], &["frobnicate"], &["inspect"], &["generate", "m", "--threads", "0"], &["serve", "--port", "x"]] {
+    for args in
+        [&[][..], &["frobnicate"], &["inspect"], &["generate", "m", "--threads", "0"], &["serve", "--port", "x"]]
+    {
         let ended = run(args);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{args:?}");
         assert!(!ended.stderr.is_empty());
@@ -54,7 +56,8 @@ fn unusable_files_are_2_with_a_reason() {
     let cut = file("cut.gguf", b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x0f\0\0\0\0\0\0\0\0");
     let missing = folder.path().join("missing.gguf").display().to_string();
     for path in [&empty, &text, &cut, &missing] {
-        for args in [vec!["inspect", path], vec!["generate", path, "-p", "x"], vec!["serve", "--port", "0", "-m", path]] {
+        for args in [vec!["inspect", path], vec!["generate", path, "-p", "x"], vec!["serve", "--port", "0", "-m", path]]
+        {
             let ended = run(&args);
             assert_eq!(ended.code, Some(2), "{args:?}: {}", ended.stderr);
             assert!(ended.stderr.starts_with("error: ") && ended.stderr.contains(path.as_str()), "{}", ended.stderr);
@@ -77,13 +80,30 @@ fn an_unknown_name_gets_the_nearest_ones() {
 #[test]
 fn the_list_shows_what_is_there_and_why_it_cant_be_read() {
     let home = tempfile::tempdir().unwrap();
-    let nothing = finish(shimmy().arg("list").env("HOME", home.path()).env_remove("XDG_CACHE_HOME").env_remove("SHIMMY_CACHE").env_remove("HF_HOME").current_dir(home.path()));
+    let nothing = finish(
+        shimmy()
+            .arg("list")
+            .env("HOME", home.path())
+            .env_remove("XDG_CACHE_HOME")
+            .env_remove("SHIMMY_CACHE")
+            .env_remove("HF_HOME")
+            .current_dir(home.path()),
+    );
     assert_eq!((nothing.code, nothing.stdout.as_str()), (Some(0), ""));
     assert!(nothing.stderr.contains(".ollama"), "{}", nothing.stderr);
     fs::create_dir_all(home.path().join("models")).unwrap();
     fs::write(home.path().join("models/Broken One.gguf"), b"GGUF").unwrap();
     let list = |args: &[&str]| {
-        finish(shimmy().arg("list").args(args).env("HOME", home.path()).env_remove("XDG_CACHE_HOME").env_remove("SHIMMY_CACHE").env_remove("HF_HOME").current_dir("/"))
+        finish(
+            shimmy()
+                .arg("list")
+                .args(args)
+                .env("HOME", home.path())
+                .env_remove("XDG_CACHE_HOME")
+                .env_remove("SHIMMY_CACHE")
+                .env_remove("HF_HOME")
+                .current_dir("/"),
+        )
     };
     let table = list(&[]);
     assert!(table.stdout.contains("broken-one") && table.stdout.contains("unreadable: "), "{}", table.stdout);
@@ -124,7 +144,10 @@ fn inspect_reads_a_golden() {
     assert!(plan.to_lowercase().contains("attention"), "{plan}");
     let folder = goldens.join("models/llama-gqa-llama3");
     let json: Value = serde_json::from_str(&run(["inspect", folder.to_str().unwrap(), "--json"]).stdout).unwrap();
-    assert_eq!((&json["summary"]["format"], &json["summary"]["architecture"]), (&"safetensors".into(), &"llama".into()));
+    assert_eq!(
+        (&json["summary"]["format"], &json["summary"]["architecture"]),
+        (&"safetensors".into(), &"llama".into())
+    );
 }
 
 #[test]

@@ -88,7 +88,9 @@ fn chat_takes_piped_lines_and_commands() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = format!("/help\n\n{QUESTION}\n/nonsense\n/reset\n/system You answer in one word.\n{QUESTION}\n/exit\nnever read\n");
+    let lines = format!(
+        "/help\n\n{QUESTION}\n/nonsense\n/reset\n/system You answer in one word.\n{QUESTION}\n/exit\nnever read\n"
+    );
     child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let stderr = child.stderr.take().unwrap();
     let stderr = std::thread::spawn(move || read_all(stderr));

@@ -75,7 +75,8 @@ fn every_command_of_the_readme_works() {
 
 /// Runs the first command and reads its output until the server has answered.
 fn start() -> (Running, String) {
-    let child = Command::new("bash").args(["-c", &format!("exec {START}")]).current_dir(root()).stdout(Stdio::piped()).spawn();
+    let child =
+        Command::new("bash").args(["-c", &format!("exec {START}")]).current_dir(root()).stdout(Stdio::piped()).spawn();
     let mut server = Running(child.unwrap());
     let (mut url, mut said) = (None, String::new());
     let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines();

@@ -81,7 +81,8 @@ fn without_a_model_it_serves_what_it_finds() {
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let url = line.trim().strip_prefix("listening on ").unwrap().to_owned();
     let list: Value = ureq::get(format!("{url}/v1/models")).call().unwrap().body_mut().read_json().unwrap();
-    let name = list["data"].as_array().unwrap().iter().filter_map(|m| m["id"].as_str()).find(|id| id.starts_with("smollm2"));
+    let name =
+        list["data"].as_array().unwrap().iter().filter_map(|m| m["id"].as_str()).find(|id| id.starts_with("smollm2"));
     let name = name.unwrap_or_else(|| panic!("{list}"));
     let request = json!({"model": name, "prompt": "One, two, three, four,", "temperature": 0, "max_tokens": 6});
     let answer = post(&format!("{url}/v1/completions"), &request);

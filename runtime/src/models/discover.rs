@@ -382,9 +382,10 @@ fn safetensors_bytes(folder: &Path) -> Option<u64> {
     if !folder.join("config.json").is_file() {
         return None;
     }
-    let files = fs::read_dir(folder).ok()?.flatten().filter(|entry| {
-        entry.file_name().to_string_lossy().to_ascii_lowercase().ends_with(".safetensors")
-    });
+    let files = fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().to_ascii_lowercase().ends_with(".safetensors"));
     let sizes: Vec<u64> = files.filter_map(|entry| Some(fs::metadata(entry.path()).ok()?.len())).collect();
     (!sizes.is_empty()).then(|| sizes.iter().sum())
 }

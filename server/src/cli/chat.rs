@@ -48,7 +48,8 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     let found = find(&args.model, &args.roots)?;
     let model = load(&found, &args.exec)?;
     if model.template.is_none() {
-        let message = format!("`{}` has no chat template; `shimmy generate --raw` completes a text with it", model.name);
+        let message =
+            format!("`{}` has no chat template; `shimmy generate --raw` completes a text with it", model.name);
         return Err(usage(message));
     }
     let mut input = Input::new()?;
@@ -268,7 +269,8 @@ mod tests {
 
     #[test]
     fn the_system_message_comes_first() {
-        let conversation = Conversation { system: Some("s".into()), turns: vec![json!({"role": "user", "content": "u"})] };
+        let conversation =
+            Conversation { system: Some("s".into()), turns: vec![json!({"role": "user", "content": "u"})] };
         assert_eq!(conversation.messages()[0]["role"], "system");
         assert_eq!(conversation.messages()[1]["content"], "u");
     }

@@ -26,9 +26,10 @@ pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
 /// Prints the error and gives the exit code.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     // `shimmy list | head` closes our stdout: that is no failure.
-    if error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    }) {
+    if error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+    {
         return ExitCode::SUCCESS;
     }
     eprintln!("error: {error:#}");
@@ -47,7 +48,9 @@ fn runtime_error(error: &anyhow::Error) -> Option<&Error> {
 /// What to do next, where the message doesn't say it.
 fn hint(error: &Error) -> Option<&'static str> {
     match error {
-        Error::ModelNotFound { .. } => Some("`shimmy list` shows the models of this machine; a path to a file works too"),
+        Error::ModelNotFound { .. } => {
+            Some("`shimmy list` shows the models of this machine; a path to a file works too")
+        }
         Error::Format { .. } => Some("the file is damaged or not complete: download it again"),
         Error::OutOfMemory(_) => Some("a smaller context (--ctx) or a smaller model needs less"),
         _ => None,
@@ -91,7 +94,8 @@ pub(super) fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
         let payload = info.payload();
-        let what = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(|s| s.as_str()));
+        let what =
+            payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(|s| s.as_str()));
         eprintln!(
             "shimmy {}: internal error{place}: {}. This is a bug: please report this line and the command you ran.",
             env!("CARGO_PKG_VERSION"),

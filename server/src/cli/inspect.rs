@@ -126,7 +126,15 @@ fn overview(summary: &Summary, file_bytes: u64, metadata: &Map<String, Value>) -
     line("title", &or_dash(&summary.title));
     line("context", &summary.context.map_or("-".into(), |context| context.to_string()));
     line("parameters", &format!("{} ({})", output::count(summary.parameters), summary.parameters));
-    line("size", &format!("{} ({} in {} tensors)", output::bytes(file_bytes), output::bytes(summary.tensor_bytes), summary.tensors));
+    line(
+        "size",
+        &format!(
+            "{} ({} in {} tensors)",
+            output::bytes(file_bytes),
+            output::bytes(summary.tensor_bytes),
+            summary.tensors
+        ),
+    );
     line("chat template", if summary.chat_template { "yes" } else { "no" });
     let rows: Vec<Vec<String>> = summary
         .types

@@ -196,7 +196,9 @@ impl Address {
     }
 
     fn listen(&self) -> anyhow::Result<TcpListener> {
-        let bind = |port: u16| (self.host.as_str(), port).to_socket_addrs().and_then(|all| TcpListener::bind(&*all.collect::<Vec<_>>()));
+        let bind = |port: u16| {
+            (self.host.as_str(), port).to_socket_addrs().and_then(|all| TcpListener::bind(&*all.collect::<Vec<_>>()))
+        };
         if let Some(port) = self.port {
             return bind(port).map_err(|error| {
                 anyhow::anyhow!("can't listen at {}:{port}: {error}; choose another with --port", self.host)

@@ -60,11 +60,7 @@ pub fn respond(
 /// The client is gone or takes nothing.
 struct Gone;
 
-async fn pump(
-    mut generation: Generation,
-    mut encoder: impl Encoder,
-    sender: &mpsc::Sender<Bytes>,
-) -> Result<(), Gone> {
+async fn pump(mut generation: Generation, mut encoder: impl Encoder, sender: &mpsc::Sender<Bytes>) -> Result<(), Gone> {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     if let Some(json) = encoder.open() {
         send(sender, data(&json)).await?;

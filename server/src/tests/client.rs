@@ -63,7 +63,8 @@ pub(super) fn open(address: SocketAddr, method: &str, path: &str, body: &[u8]) -
 
 /// Sends a request and reads nothing.
 pub(super) fn send(stream: &mut TcpStream, method: &str, path: &str, body: &[u8]) {
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     // The server may refuse a large body before it is sent.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
 }

@@ -52,7 +52,10 @@ fn a_request_without_a_model_gets_the_one_of_the_start() {
     let mut request = chat("hi");
     request.as_object_mut().unwrap().remove("model");
     let answer = post(server.address, "/v1/chat/completions", &request).json();
-    assert_eq!((answer["model"].as_str(), answer["choices"][0]["message"]["content"].as_str()), (Some(MODEL), Some("ok")));
+    assert_eq!(
+        (answer["model"].as_str(), answer["choices"][0]["message"]["content"].as_str()),
+        (Some(MODEL), Some("ok"))
+    );
     // The file's spelling of the name is the same model.
     let reply = post(server.address, "/v1/completions", &json!({"model": "Tiny_Test", "prompt": "x"}));
     assert_eq!(reply.json()["model"], MODEL);
@@ -65,7 +68,10 @@ fn the_budget_and_the_stop_strings_hold() {
     request["max_tokens"] = 3.into();
     let answer = post(server.address, "/v1/chat/completions", &request).json();
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
-    assert_eq!((answer["usage"]["completion_tokens"].as_u64(), &answer["choices"][0]["message"]["content"]), (Some(3), &json!("Gr\u{fffd}")));
+    assert_eq!(
+        (answer["usage"]["completion_tokens"].as_u64(), &answer["choices"][0]["message"]["content"]),
+        (Some(3), &json!("Gr\u{fffd}"))
+    );
     let mut request = chat("hi");
     request["stop"] = json!(["never", "世"]);
     let answer = post(server.address, "/v1/chat/completions", &request).json();
@@ -178,7 +184,11 @@ fn models_are_listed_and_found() {
     let reply = get(server.address, "/v1/models/tiny-tset");
     assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (404, Some("model_not_found")));
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains(MODEL));
-    let reply = post(server.address, "/v1/chat/completions", &json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}));
+    let reply = post(
+        server.address,
+        "/v1/chat/completions",
+        &json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}),
+    );
     assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (404, Some("model")));
 }
 

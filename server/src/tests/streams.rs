@@ -53,7 +53,8 @@ fn a_chat_streams_role_text_end_and_usage() {
 #[test]
 fn usage_comes_only_when_asked_for() {
     let server = TestServer::start(spelling("ok"));
-    let chunks = chunks(&stream(&server, "/v1/chat/completions", json!({"messages": [{"role": "user", "content": "hi"}]})));
+    let chunks =
+        chunks(&stream(&server, "/v1/chat/completions", json!({"messages": [{"role": "user", "content": "hi"}]})));
     assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none() && chunk["choices"].as_array().unwrap().len() == 1));
 }
 

@@ -53,7 +53,11 @@ pub struct StreamOptions {
 pub fn refuse_common(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("n", &[json!(1)], "one answer a request; send several requests")?;
     fields.refuse("best_of", &[json!(1)], "one answer a request")?;
-    fields.refuse("response_format", &[json!({"type": "text"})], "answers can't be constrained yet, only {\"type\": \"text\"}")?;
+    fields.refuse(
+        "response_format",
+        &[json!({"type": "text"})],
+        "answers can't be constrained yet, only {\"type\": \"text\"}",
+    )?;
     fields.refuse("echo", &[json!(false)], "the answer never repeats the prompt")
 }
 
@@ -78,7 +82,11 @@ impl ChatRequest {
         fields.refuse("modalities", &[json!(["text"])], "answers are text")?;
         fields.refuse("audio", &[], "answers are text")?;
         fields.refuse("web_search_options", &[], "this server doesn't search")?;
-        fields.refuse("reasoning_effort", &[], "leave it out, or use chat_template_kwargs if the template has a switch")?;
+        fields.refuse(
+            "reasoning_effort",
+            &[],
+            "leave it out, or use chat_template_kwargs if the template has a switch",
+        )?;
         fields.refuse("verbosity", &[], "leave it out")?;
         fields.refuse("add_generation_prompt", &[json!(true)], "an answer always starts a new message")?;
         fields.refuse("continue_final_message", &[json!(false)], "an answer always starts a new message")?;

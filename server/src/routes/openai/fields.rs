@@ -53,11 +53,8 @@ impl Fields {
         let value: Option<f32> = self.take(name)?;
         match value {
             Some(value) if !(low..=high).contains(&value) => {
-                let bound = if high == f32::INFINITY {
-                    format!("at least {low}")
-                } else {
-                    format!("between {low} and {high}")
-                };
+                let bound =
+                    if high == f32::INFINITY { format!("at least {low}") } else { format!("between {low} and {high}") };
                 Err(ApiError::param(name, format!("`{name}` must be {bound}, got {value}")))
             }
             value => Ok(value),

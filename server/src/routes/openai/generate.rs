@@ -33,7 +33,10 @@ pub async fn begin(
 ) -> Result<Begun, ApiError> {
     let running = state.gate.enter()?;
     if state.phase() == Phase::Loading {
-        return Err(ApiError::unavailable("the model is still loading; GET /health tells when it is ready", "model_loading"));
+        return Err(ApiError::unavailable(
+            "the model is still loading; GET /health tells when it is ready",
+            "model_loading",
+        ));
     }
     let started = web::block(move || {
         let name = match (&name, state.models.default_model()) {

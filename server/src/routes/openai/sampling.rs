@@ -198,7 +198,10 @@ pub fn take_max_tokens(fields: &mut Fields, name: &'static str) -> Result<Option
         None => Ok(None),
         Some(n) => match usize::try_from(n) {
             Ok(n) if n > 0 => Ok(Some(n)),
-            _ => Err(ApiError::param(name, format!("`{name}` must be at least 1, got {n}; leave it out to use the whole context"))),
+            _ => Err(ApiError::param(
+                name,
+                format!("`{name}` must be at least 1, got {n}; leave it out to use the whole context"),
+            )),
         },
     }
 }
@@ -237,7 +240,10 @@ mod tests {
             seed: Some(5),
         };
         assert_eq!(request.sampling, expected);
-        assert_eq!((request.stop, request.stop_token_ids, request.ignore_eos), (vec!["a".into(), "b".into()], vec![4], true));
+        assert_eq!(
+            (request.stop, request.stop_token_ids, request.ignore_eos),
+            (vec!["a".into(), "b".into()], vec![4], true)
+        );
     }
 
     #[test]

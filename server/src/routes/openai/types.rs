@@ -169,9 +169,7 @@ fn finite(logprob: f32) -> f32 {
 
 /// `logprobs.content` of the chat API.
 pub fn chat_logprobs(tokenizer: &Tokenizer, reports: &[TokenReport]) -> Value {
-    let token = |token: &engine::request::TokenLogprob| {
-        json!({"token": token_text(tokenizer, token), "logprob": finite(token.logprob), "bytes": token.bytes})
-    };
+    let token = |token: &engine::request::TokenLogprob| json!({"token": token_text(tokenizer, token), "logprob": finite(token.logprob), "bytes": token.bytes});
     let content = reports.iter().map(|(chosen, top)| {
         let mut entry = token(chosen);
         entry["top_logprobs"] = top.iter().map(token).collect();
