@@ -5,12 +5,25 @@
 //! | `isa.rs` | [`Isa`]: the levels that kernels are written for, and detection |
 //! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
-//! | `scalar/`, `avx2/`, `avx512/` | the kernels of an ISA, and nothing else |
+//! | `scalar/`, `avx2/`, `avx512/` | the matmul kernels of an ISA, and nothing else |
+//! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
+//! | [`attention`] | online-softmax attention over the paged cache |
+//! | [`team`], [`topology`] | the worker threads and the cores that they live on |
+//! | [`program`] | a model's step as instructions that the team runs together |
 
+pub mod attention;
 mod isa;
 mod kernels;
+mod math;
 mod matrix;
+pub mod program;
 mod scalar;
+mod simd;
+pub mod team;
+pub mod topology;
+pub mod vector;
+#[cfg(test)]
+mod vector_tests;
 
 pub use isa::{Isa, detected_features};
 pub use kernels::CpuKernels;
