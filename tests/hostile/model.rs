@@ -7,6 +7,7 @@ use serde_json::Value;
 use shimmy_runtime::arch;
 use shimmy_runtime::loader::{HfMetadata, ModelFile};
 use shimmy_runtime::plan::OutputKind;
+use shimmy_runtime::text::{AddSpecial, ChatTemplate, ParseSpecial, Tokenizer};
 
 use super::support::goldens;
 use super::{Random, survives};
@@ -15,7 +16,9 @@ use super::{Random, survives};
 fn load(opened: Result<ModelFile, shimmy_runtime::Error>) -> Result<(), String> {
     let text = |error: shimmy_runtime::Error| error.to_string();
     let file = opened.map_err(text)?;
-    arch::load(&file, OutputKind::Logits).map(|_| ()).map_err(text)
+    let planned = arch::load(&file, OutputKind::Logits).map(|_| ());
+    let spoken = Tokenizer::for_model(&file).and_then(|tokenizer| ChatTemplate::for_model(&file, &tokenizer));
+    planned.and(spoken.map(|_| ())).map_err(text)
 }
 
 fn model(goldens: &Path, family: &str) -> PathBuf {
@@ -48,6 +51,31 @@ fn gguf_headers_with_flipped_bits() {
             }
             let _ = survives(&damaged, load);
         }
+    }
+}
+
+#[test]
+fn tokenizers_with_flipped_bits() {
+    let Some(goldens) = goldens() else { return };
+    let folder = model(&goldens, "llama-gqa");
+    let whole = std::fs::read(folder.join("model-f32.gguf")).unwrap();
+    let find = |needle: &[u8]| whole.windows(needle.len()).position(|window| window == needle).unwrap();
+    // Tokens, types, merges, special ids and the template; the directory of tensors comes after them.
+    let range = find(b"tokenizer.ggml.model")..find(b"token_embd.weight");
+    let tokenizer = |bytes: &[u8]| -> Result<(), String> {
+        let file = ModelFile::from_gguf_bytes(bytes.to_vec()).map_err(|error| error.to_string())?;
+        let tokenizer = Tokenizer::for_model(&file).map_err(|error| error.to_string())?;
+        let ids = tokenizer.encode("Hello wörld, 1234!\n", AddSpecial::Yes, ParseSpecial::Yes);
+        ids.map(|ids| drop(tokenizer.decode(&ids))).map_err(|error| error.to_string())
+    };
+    assert_eq!(survives(&whole, tokenizer), Ok(()));
+    let mut random = Random(5);
+    for _ in 0..2000 {
+        let mut damaged = whole.clone();
+        for _ in 0..=random.below(3) {
+            damaged[range.start + random.below(range.len())] ^= 1 << random.below(8);
+        }
+        let _ = survives(&damaged, tokenizer);
     }
 }
 
