@@ -1,13 +1,12 @@
 //! A client that vanishes frees its place, whatever the server was doing for it.
 
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::client::{open, send};
-use super::harness::{MODEL, TestServer, endless, spelling, wait_for};
+use super::harness::{Brake, MODEL, TestServer, endless, wait_for};
 
 fn request(stream: bool) -> Vec<u8> {
     json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "hi"}]}).to_string().into()
@@ -47,25 +46,18 @@ fn while_it_waits_for_a_whole_answer() {
 
 #[test]
 fn before_its_turn_has_come() {
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let hook = Arc::clone(&gate);
-    let executor = spelling("ok").with_hook(move |_, _| {
-        let (open, changed) = &*hook;
-        drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
-        Ok(())
-    });
+    let (executor, brake) = Brake::spelling("ok");
     let options = shimmy_runtime::engine::EngineOptions { max_running: 1, ..Default::default() };
     let server = TestServer::start_with(executor, options);
     let address = server.address;
     let first = std::thread::spawn(move || open(address, "POST", "/v1/chat/completions", &request(false)).finish());
-    wait_for("the first request runs", || server.state.models.ready(MODEL).is_some() && server.stats().running == 1);
+    brake.wait_reached();
     let mut client = open(address, "POST", "/v1/chat/completions", &request(true));
     assert!(client.chunk().is_some(), "the role comes at once");
     wait_for("the second request waits", || server.stats().queued == 1);
     drop(client);
     wait_for("the service let go of it", || server.state.gate.running() == 1);
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    brake.release();
     assert_eq!(first.join().unwrap().status, 200);
     wait_for("both have ended", || server.stats().completed + server.stats().cancelled == 2);
     assert_eq!(server.stats().completed, 1);

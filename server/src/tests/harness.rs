@@ -3,8 +3,8 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -124,6 +124,38 @@ pub(super) fn endless() -> TestExecutor {
     })
 }
 
+/// Holds an executor's first step until it is let go.
+#[derive(Default)]
+pub(super) struct Brake {
+    reached: AtomicBool,
+    released: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Brake {
+    /// An executor whose steps wait for the release, and then answer with this text.
+    pub(super) fn spelling(text: &str) -> (TestExecutor, Arc<Self>) {
+        let brake = Arc::new(Self::default());
+        let held = Arc::clone(&brake);
+        let executor = spelling(text).with_hook(move |_, _| {
+            held.reached.store(true, Ordering::SeqCst);
+            drop(held.changed.wait_while(held.released.lock().unwrap(), |released| !*released).unwrap());
+            Ok(())
+        });
+        (executor, brake)
+    }
+
+    /// Waits until the first step has begun.
+    pub(super) fn wait_reached(&self) {
+        wait_for("the first step begins", || self.reached.load(Ordering::SeqCst));
+    }
+
+    pub(super) fn release(&self) {
+        *self.released.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+}
+
 /// A server on a free port; shut down when dropped.
 pub(super) struct TestServer {
     pub(super) address: SocketAddr,
@@ -154,7 +186,7 @@ impl TestServer {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("Tiny_Test");
         write_model(&path);
-        let executor = std::sync::Mutex::new(Some(executor));
+        let executor = Mutex::new(Some(executor));
         let models = Models::new(vec![Discovered::at(&path).unwrap()], vec![], move |model| {
             let executor = executor.lock().unwrap().take().expect("the model is loaded once");
             let options = LoadOptions { engine, name: Some(model.name.clone()), ..LoadOptions::default() };

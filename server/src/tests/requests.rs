@@ -1,12 +1,10 @@
 //! Whole answers, bad input, overload, lists.
 
-use std::sync::{Arc, Condvar, Mutex};
-
 use serde_json::{Value, json};
 use shimmy_runtime::engine::EngineOptions;
 
 use super::client::{get, open, post};
-use super::harness::{MAX_BODY, MODEL, TestServer, endless, spelling, tokens, wait_for};
+use super::harness::{Brake, MAX_BODY, MODEL, TestServer, endless, spelling, tokens, wait_for};
 
 const TEXT: &str = "Grüße, 世界! 🌍";
 
@@ -207,26 +205,19 @@ fn until_it_is_ready_it_says_so() {
 
 #[test]
 fn a_full_queue_is_429_with_a_time() {
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let hook = Arc::clone(&gate);
-    let executor = spelling("ok").with_hook(move |_, _| {
-        let (open, changed) = &*hook;
-        drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
-        Ok(())
-    });
+    let (executor, brake) = Brake::spelling("ok");
     let options = EngineOptions { queue: 1, max_running: 1, ..EngineOptions::default() };
     let server = TestServer::start_with(executor, options);
     let address = server.address;
     let ask = move || post(address, "/v1/chat/completions", &chat("hi"));
     let first = std::thread::spawn(ask);
-    wait_for("the first request runs", || server.stats().running == 1);
+    brake.wait_reached();
     let second = std::thread::spawn(ask);
     wait_for("the second request waits", || server.stats().queued == 1);
     let third = ask();
     assert_eq!((third.status, third.json()["error"]["type"].as_str()), (429, Some("rate_limit_error")));
     assert!(third.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    brake.release();
     for waiting in [first, second] {
         assert_eq!(waiting.join().unwrap().json()["choices"][0]["message"]["content"], "ok");
     }
