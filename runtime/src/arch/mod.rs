@@ -20,5 +20,7 @@ mod names;
 mod qwen2;
 mod qwen3;
 pub mod registry;
+#[cfg(test)]
+mod tests;
 
 pub use registry::{load, supported};

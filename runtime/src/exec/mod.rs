@@ -6,11 +6,13 @@
 //! | [`cpu`] | the fast one: a team of pinned workers walks the plan together over one arena |
 
 pub mod batch;
+pub mod build;
 pub mod candle;
 pub mod cpu;
 pub mod options;
 
 pub use batch::{OutputRows, SeqStep, StepBatch};
+pub use build::{build, kv_bytes_per_token, limits};
 pub use options::{Activations, Backend, ExecOptions, KvDtype};
 
 use crate::error::Result;

@@ -175,3 +175,71 @@ fn find_in_folder(folder: &Path) -> Result<Found> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn message(path: &Path) -> String {
+        find(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn things_that_are_no_model_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let cases: [(&[u8], &str); 14] = [
+            (b"", "the file is empty"),
+            (b"GG", "only 2 bytes"),
+            (b"\n <!DOCTYPE html><html>", "HTML page"),
+            (b"<html lang=en>", "HTML page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+            (b"PK\x03\x04\x00\x00\x00\x00archive/data.pkl", "PyTorch checkpoint"),
+            (b"\x80\x02}q\x00(X\x00\x00", "PyTorch checkpoint"),
+            (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00", "compressed"),
+            (b"tjgg\x03\x00\x00\x00\x00", "from before GGUF"),
+            (b"lmgg\x03\x00\x00\x00\x00", "from before GGUF"),
+            (b"FUGG\x03\x00\x00\x00\x00", "big-endian"),
+            (b"{\"architectures\": []}", "JSON file"),
+            (b"\x7fELF\x02\x01\x01\x00\x00", "begins with the bytes [7f, 45, 4c, 46"),
+            (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "needs its config.json"),
+        ];
+        for (bytes, expected) in cases {
+            std::fs::write(&path, bytes).unwrap();
+            let message = message(&path);
+            assert!(message.contains(expected) && message.contains("model.gguf"), "{message}");
+        }
+        assert!(matches!(find(&folder.path().join("absent")), Err(Error::Io { .. })));
+        assert!(message(Path::new("/dev/null")).contains("neither a regular file nor a folder"));
+    }
+
+    #[test]
+    fn magic_counts_not_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.bin");
+        std::fs::write(&path, b"GGUF\x03\x00\x00\x00").unwrap();
+        assert_eq!(find(&path).unwrap(), Found::Gguf(path));
+    }
+
+    #[test]
+    fn folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| std::fs::write(folder.path().join(name), b"GGUF").unwrap();
+        assert!(message(folder.path()).contains("it holds no model"));
+        write("pytorch_model.bin");
+        assert!(message(folder.path()).contains("PyTorch checkpoint"));
+        write("a-00001-of-00002.gguf");
+        write("a-00002-of-00002.gguf");
+        write("mmproj-a.gguf");
+        let first = folder.path().join("a-00001-of-00002.gguf");
+        assert_eq!(find(folder.path()).unwrap(), Found::Gguf(first));
+        write("b.gguf");
+        assert!(message(folder.path()).contains("2 GGUF models (a-00001-of-00002.gguf, b.gguf)"));
+        write("config.json");
+        write("model.safetensors.index.json");
+        assert!(matches!(find(folder.path()).unwrap(), Found::SafetensorsIndex { .. }));
+        write("model.safetensors");
+        assert!(matches!(find(folder.path()).unwrap(), Found::Safetensors { .. }));
+    }
+}

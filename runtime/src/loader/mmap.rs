@@ -83,3 +83,9 @@ impl Deref for Bytes {
         &whole[self.range.clone()]
     }
 }
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}

@@ -225,3 +225,103 @@ fn explain(error: &SafeTensorError, file: &[u8]) -> String {
         error => format!("its header is damaged: {error}"),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::loader::{Metadata, ModelFile};
+
+    fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+    }
+
+    fn one(name: &str) -> Vec<u8> {
+        file(&format!(r#"{{"{name}":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}"#), &[1; 8])
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn hf(file: &ModelFile) -> &HfMetadata {
+        let Metadata::Hf(metadata) = &file.metadata else { unreachable!("not a Hugging Face folder") };
+        metadata
+    }
+
+    #[test]
+    fn single_file_with_companions() {
+        let weights = one("w");
+        let folder = folder(&[
+            ("config.json", br#"{"model_type":"llama","rms_norm_eps":1e-05}"#),
+            ("generation_config.json", br#"{"eos_token_id":[1,2]}"#),
+            (
+                "tokenizer_config.json",
+                br#"{"chat_template":[{"name":"tool_use","template":"T"},{"name":"default","template":"D"}]}"#,
+            ),
+            ("model.safetensors", &weights),
+            ("golden.safetensors", &one("other")),
+        ]);
+        for path in [folder.path().to_path_buf(), folder.path().join("model.safetensors")] {
+            let file = ModelFile::open(&path).unwrap();
+            assert_eq!(file.path, folder.path());
+            assert_eq!(file.require("w", &[2]).unwrap().data[..], [1; 8]);
+            assert_eq!(hf(&file).config["rms_norm_eps"].as_f64(), Some(1e-5));
+            assert_eq!(hf(&file).generation.as_ref().unwrap()["eos_token_id"][1], 2);
+            assert_eq!(hf(&file).chat_template.as_deref(), Some("D"));
+        }
+        let other = ModelFile::open(&folder.path().join("golden.safetensors")).unwrap();
+        assert!(other.tensor("other").is_some() && other.tensor("w").is_none());
+        std::fs::write(folder.path().join("chat_template.jinja"), "J").unwrap();
+        assert_eq!(hf(&ModelFile::open(folder.path()).unwrap()).chat_template.as_deref(), Some("J"));
+    }
+
+    #[test]
+    fn shards_open_from_folder_shard_or_index() {
+        let index = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
+        let folder = folder(&[
+            ("config.json", b"{}"),
+            (INDEX, index.as_bytes()),
+            ("model-00001-of-00002.safetensors", &one("a")),
+            ("model-00002-of-00002.safetensors", &one("b")),
+        ]);
+        let path = folder.path();
+        for path in [path.to_path_buf(), path.join("model-00002-of-00002.safetensors"), path.join(INDEX)] {
+            let file = ModelFile::open(&path).unwrap();
+            assert_eq!((file.tensors().len(), file.parts().len()), (2, 2));
+        }
+        let fails_with = |expected: &str| {
+            let message = ModelFile::open(folder.path()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        std::fs::write(path.join("model-00002-of-00002.safetensors"), one("a")).unwrap();
+        fails_with("tensor `a` is in an earlier file as well");
+        std::fs::write(path.join("model-00002-of-00002.safetensors"), one("c")).unwrap();
+        fails_with("tensor `b` is in none of the files");
+        std::fs::remove_file(path.join("model-00002-of-00002.safetensors")).unwrap();
+        fails_with("names model-00002-of-00002.safetensors, which is missing");
+        for evil in ["../x.safetensors", "/etc/x", "a/b", "..", ".", "", "./x", "x/", "a\\b"] {
+            let value = serde_json::json!({ "weight_map": { "a": evil } });
+            std::fs::write(path.join(INDEX), value.to_string()).unwrap();
+            fails_with("it must be a file name");
+        }
+    }
+
+    const INDEX: &str = "model.safetensors.index.json";
+
+    #[test]
+    fn types_without_a_name_are_kept_aside() {
+        let header = r#"{"mask":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]},"w":{"dtype":"BF16","shape":[1],"data_offsets":[2,4]}}"#;
+        let file = ModelFile::from_safetensors_bytes(file(header, &[0; 4]), HfMetadata::default()).unwrap();
+        assert_eq!(file.tensors().len(), 1);
+        assert_eq!(file.unreadable().collect::<Vec<_>>(), [("mask", "BOOL")]);
+        assert_eq!(
+            file.require("mask", &[2]).unwrap_err().to_string(),
+            "not supported: tensor `mask` has the type BOOL"
+        );
+    }
+}

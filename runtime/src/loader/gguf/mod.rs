@@ -17,3 +17,7 @@ mod strings;
 pub use metadata::GgufMetadata;
 pub(super) use open::{GgufFile, open, open_bytes, split_name};
 pub use strings::StringArray;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests;

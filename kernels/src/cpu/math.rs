@@ -1,0 +1,160 @@
+//! Elementary functions and row-wise operations over [`Lanes`]: one source for all instruction sets.
+
+use super::simd::{LANES, Lanes};
+use super::vector::{Activation, NormRow};
+
+/// `e^x`. Range reduction by `ln 2` in two parts and the degree-6 polynomial of Cephes' `expf`; relative error below
+/// 3e-7 on `[-87, 88]`, 0 below, clamped above.
+#[inline(always)]
+pub(super) fn exp<L: Lanes>(l: L, x: L::V) -> L::V {
+    let low = l.splat(-87.0);
+    let clamped = l.min(l.max(x, low), l.splat(88.0));
+    let n = l.round(l.mul(clamped, l.splat(std::f32::consts::LOG2_E)));
+    let r = l.fma(n, l.splat(-0.693_359_4), clamped);
+    let r = l.fma(n, l.splat(2.121_944_4e-4), r);
+    let mut p = l.splat(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+        p = l.fma(p, r, l.splat(c));
+    }
+    let p = l.fma(p, l.mul(r, r), l.add(r, l.splat(1.0)));
+    l.keep_if_ge(l.mul(p, l.exp2_int(n)), x, low)
+}
+
+/// `tanh x = 1 − 2 / (e^{2x} + 1)`; absolute error below 3e-7.
+#[inline(always)]
+pub(super) fn tanh<L: Lanes>(l: L, x: L::V) -> L::V {
+    let e = exp(l, l.add(x, x));
+    l.sub(l.splat(1.0), l.div(l.splat(2.0), l.add(e, l.splat(1.0))))
+}
+
+/// The error function for `x >= 0`: Abramowitz & Stegun 7.1.26, absolute error below 2e-7.
+#[inline(always)]
+fn erf_positive<L: Lanes>(l: L, x: L::V) -> L::V {
+    let t = l.div(l.splat(1.0), l.fma(l.splat(0.327_591_1), x, l.splat(1.0)));
+    let mut p = l.splat(1.061_405_4);
+    for c in [-1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
+        p = l.fma(p, t, l.splat(c));
+    }
+    let e = exp(l, l.sub(l.splat(0.0), l.mul(x, x)));
+    l.sub(l.splat(1.0), l.mul(l.mul(p, t), e))
+}
+
+#[inline(always)]
+pub(super) fn activate<L: Lanes>(l: L, act: Activation, x: L::V) -> L::V {
+    let one = l.splat(1.0);
+    match act {
+        Activation::Silu => l.div(x, l.add(one, exp(l, l.sub(l.splat(0.0), x)))),
+        Activation::GeluTanh => {
+            let inner = l.mul(l.splat(0.797_884_6), l.mul(x, l.fma(l.mul(x, x), l.splat(0.044_715), one)));
+            l.mul(l.mul(l.splat(0.5), x), l.add(one, tanh(l, inner)))
+        }
+        Activation::Gelu => {
+            // x · Φ(x); Φ by the symmetry of erf: |x| keeps the polynomial in its range.
+            let abs = l.max(x, l.sub(l.splat(0.0), x));
+            let erf = erf_positive(l, l.mul(abs, l.splat(std::f32::consts::FRAC_1_SQRT_2)));
+            l.mul(l.splat(0.5), l.fma(abs, erf, x))
+        }
+        Activation::Relu => l.max(x, l.splat(0.0)),
+    }
+}
+
+/// Applies `f` to each 16 elements of the inputs; the tail goes through zero-padded copies.
+#[inline(always)]
+fn map1<L: Lanes>(l: L, x: &[f32], out: &mut [f32], f: impl Fn(L::V) -> L::V) {
+    let (xs, x_tail) = x.as_chunks::<LANES>();
+    let (outs, out_tail) = out.as_chunks_mut::<LANES>();
+    for (x, out) in xs.iter().zip(outs) {
+        l.store(f(l.load(x)), out);
+    }
+    if !x_tail.is_empty() {
+        let mut pad = [0.0; LANES];
+        pad[..x_tail.len()].copy_from_slice(x_tail);
+        let v = f(l.load(&pad));
+        l.store(v, &mut pad);
+        out_tail.copy_from_slice(&pad[..out_tail.len()]);
+    }
+}
+
+/// `out = f(out, x)` elementwise.
+#[inline(always)]
+fn zip_in_place<L: Lanes>(l: L, out: &mut [f32], x: &[f32], f: impl Fn(L::V, L::V) -> L::V) {
+    let (xs, x_tail) = x.as_chunks::<LANES>();
+    let (outs, out_tail) = out.as_chunks_mut::<LANES>();
+    for (x, out) in xs.iter().zip(outs) {
+        l.store(f(l.load(out), l.load(x)), out);
+    }
+    if !x_tail.is_empty() {
+        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        a[..out_tail.len()].copy_from_slice(out_tail);
+        b[..x_tail.len()].copy_from_slice(x_tail);
+        let v = f(l.load(&a), l.load(&b));
+        l.store(v, &mut a);
+        out_tail.copy_from_slice(&a[..out_tail.len()]);
+    }
+}
+
+/// Sum over a row of `f(x)`, with padding that must contribute 0.
+#[inline(always)]
+fn reduce<L: Lanes>(l: L, x: &[f32], f: impl Fn(L::V, L::V) -> L::V, pad: f32) -> f32 {
+    let (xs, tail) = x.as_chunks::<LANES>();
+    let mut acc = l.splat(0.0);
+    for x in xs {
+        acc = f(acc, l.load(x));
+    }
+    if !tail.is_empty() {
+        let mut padded = [pad; LANES];
+        padded[..tail.len()].copy_from_slice(tail);
+        acc = f(acc, l.load(&padded));
+    }
+    l.sum(acc)
+}
+
+/// See [`NormRow`].
+#[inline(always)]
+pub(super) fn norm<L: Lanes>(l: L, row: &NormRow<'_>, x: &[f32], out: &mut [f32]) {
+    let n = x.len() as f32;
+    let mean = if row.centre { reduce(l, x, |acc, x| l.add(acc, x), 0.0) / n } else { 0.0 };
+    let m = l.splat(mean);
+    let squares = |acc, x| {
+        let d = l.sub(x, m);
+        l.fma(d, d, acc)
+    };
+    let scale = 1.0 / (reduce(l, x, squares, mean) / n + row.eps).sqrt();
+    let s = l.splat(scale);
+    map1(l, x, out, |x| l.mul(l.sub(x, m), s));
+    if let Some(weight) = row.weight {
+        zip_in_place(l, out, weight, |a, w| l.mul(a, w));
+    }
+    if let Some(bias) = row.bias {
+        zip_in_place(l, out, bias, |a, b| l.add(a, b));
+    }
+}
+
+#[inline(always)]
+pub(super) fn activation<L: Lanes>(l: L, act: Activation, x: &[f32], out: &mut [f32]) {
+    map1(l, x, out, |x| activate(l, act, x));
+}
+
+/// `gate = act(gate) · up`.
+#[inline(always)]
+pub(super) fn glu<L: Lanes>(l: L, act: Activation, gate: &mut [f32], up: &[f32]) {
+    zip_in_place(l, gate, up, |gate, up| l.mul(activate(l, act, gate), up));
+}
+
+/// `a += b`.
+#[inline(always)]
+pub(super) fn add<L: Lanes>(l: L, a: &mut [f32], b: &[f32]) {
+    zip_in_place(l, a, b, |a, b| l.add(a, b));
+}
+
+#[inline(always)]
+pub(super) fn scale<L: Lanes>(l: L, factor: f32, x: &[f32], out: &mut [f32]) {
+    let f = l.splat(factor);
+    map1(l, x, out, |x| l.mul(x, f));
+}
+
+#[inline(always)]
+pub(super) fn softcap<L: Lanes>(l: L, cap: f32, x: &[f32], out: &mut [f32]) {
+    let (c, inverse) = (l.splat(cap), l.splat(1.0 / cap));
+    map1(l, x, out, |x| l.mul(c, tanh(l, l.mul(x, inverse))));
+}

@@ -1,0 +1,326 @@
+//! The instructions, and what each reads and writes: the input of barrier placement.
+
+use std::sync::Arc;
+
+use crate::cpu::vector::{Activation, RopePairs};
+
+/// Bytes that stay alive as long as the program: a range of a mapped file, or a buffer.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A buffer of f32 rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufId(pub usize);
+/// A buffer of quantised rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActId(pub usize);
+/// A KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheId(pub usize);
+/// A matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightId(pub usize);
+/// A vector of f32: norm weights, biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VecId(pub usize);
+
+/// Which rows a buffer has in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// One a token.
+    Tokens,
+    /// One a wanted output.
+    Outputs,
+}
+
+/// Columns of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Which buffer.
+    pub buf: BufId,
+    /// First column.
+    pub start: usize,
+    /// Number of columns.
+    pub width: usize,
+}
+
+impl Span {
+    /// Same buffer and at least one common column.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.buf == other.buf && self.start < other.start + other.width && other.start < self.start + self.width
+    }
+}
+
+/// The left side of a matmul.
+#[derive(Debug, Clone, Copy)]
+pub enum MatMulX {
+    /// Quantised rows: integer arithmetic.
+    Act(ActId),
+    /// f32 rows.
+    Float(Span),
+}
+
+/// One matrix of a matmul group.
+#[derive(Debug, Clone, Copy)]
+pub struct MatMulPart {
+    /// `[out.width, k]`.
+    pub weight: WeightId,
+    /// Receives `x · weightᵀ + bias`.
+    pub out: Span,
+    /// `[out.width]`.
+    pub bias: Option<VecId>,
+}
+
+/// What a worker does with the columns that it has just computed.
+#[derive(Debug, Clone, Copy)]
+pub enum MatMulThen {
+    /// Nothing.
+    Done,
+    /// `dst += out` of the only part.
+    AddTo(Span),
+    /// `out₀ = act(out₀) ⊙ out₁` of the two parts, equally wide.
+    Glu(Activation),
+}
+
+/// One instruction. Widths and dimensions are checked by the builder.
+#[derive(Debug, Clone)]
+pub enum Instr {
+    /// `out = scale · table[token]`.
+    Embed {
+        /// `[vocab, width]`.
+        table: WeightId,
+        /// Factor.
+        scale: f32,
+        /// Rows of tokens.
+        out: Span,
+    },
+    /// Norm of each of `groups` equal parts of a row.
+    Norm {
+        /// Subtract the mean.
+        centre: bool,
+        /// Under the root.
+        eps: f32,
+        /// Parts of a row.
+        groups: usize,
+        /// Input.
+        x: Span,
+        /// Output: `x` itself or disjoint from it.
+        out: Span,
+        /// `[width / groups]`.
+        weight: Option<VecId>,
+        /// `[width / groups]`.
+        bias: Option<VecId>,
+    },
+    /// Quantises rows to int8 in blocks of 32.
+    Quantize {
+        /// Input.
+        x: Span,
+        /// Output of the same width.
+        act: ActId,
+    },
+    /// One or more matmuls on the same rows, as one piece of work.
+    MatMul {
+        /// Left side.
+        x: MatMulX,
+        /// Rows.
+        rows: Rows,
+        /// Matrices.
+        parts: Vec<MatMulPart>,
+        /// Epilogue.
+        then: MatMulThen,
+    },
+    /// Rotary embedding in place.
+    Rope {
+        /// `[num_heads · head_dim]`.
+        x: Span,
+        /// Elements of a head.
+        head_dim: usize,
+        /// Pairing.
+        pairs: RopePairs,
+        /// Index of the step's cos/sin table.
+        table: usize,
+    },
+    /// Writes keys and values of the step's tokens to the cache.
+    StoreKv {
+        /// `[num_kv_heads · k_dim]`.
+        k: Span,
+        /// `[num_kv_heads · v_dim]`.
+        v: Span,
+        /// Where to.
+        cache: CacheId,
+    },
+    /// Attention over the cache.
+    Attend {
+        /// `[num_heads · k_dim]`.
+        q: Span,
+        /// `[num_heads · v_dim]`.
+        out: Span,
+        /// Keys and values.
+        cache: CacheId,
+        /// Query heads.
+        num_heads: usize,
+        /// Factor on the scores.
+        scale: f32,
+        /// Bound on the scores.
+        softcap: Option<f32>,
+        /// Positions seen, the own one included.
+        window: Option<usize>,
+        /// Whether later tokens are hidden.
+        causal: bool,
+    },
+    /// `out = act(gate) ⊙ up`.
+    Glu {
+        /// Activation.
+        act: Activation,
+        /// Its input.
+        gate: Span,
+        /// Factor.
+        up: Span,
+        /// Output: one of the inputs or disjoint from both.
+        out: Span,
+    },
+    /// `out = act(x)`.
+    Activate {
+        /// Function.
+        act: Activation,
+        /// Input.
+        x: Span,
+        /// Output: `x` or disjoint.
+        out: Span,
+    },
+    /// `out = a + b`.
+    Add {
+        /// Term.
+        a: Span,
+        /// Term.
+        b: Span,
+        /// Output: one of the inputs or disjoint from both.
+        out: Span,
+    },
+    /// `out = factor · x`.
+    Scale {
+        /// Factor.
+        factor: f32,
+        /// Input.
+        x: Span,
+        /// Output: `x` or disjoint.
+        out: Span,
+    },
+    /// `out = cap · tanh(x / cap)`.
+    Softcap {
+        /// Bound.
+        cap: f32,
+        /// Input.
+        x: Span,
+        /// Output: `x` or disjoint.
+        out: Span,
+    },
+    /// Copies the rows whose output is wanted.
+    Gather {
+        /// Rows of tokens.
+        x: Span,
+        /// Rows of outputs.
+        out: Span,
+    },
+}
+
+/// What an access touches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resource {
+    Columns(Span),
+    Act(ActId),
+    Cache(CacheId),
+}
+
+impl Resource {
+    fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Columns(a), Self::Columns(b)) => a.overlaps(b),
+            (a, b) => a == b,
+        }
+    }
+}
+
+/// How an instruction divides what it touches among the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Division {
+    /// Worker `w` touches only its share of these rows.
+    ByRow(Rows),
+    /// In any other way.
+    Otherwise,
+}
+
+/// One read or write of an instruction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access {
+    resource: Resource,
+    writes: bool,
+    division: Division,
+}
+
+impl Access {
+    /// Whether a barrier must stand between this access and a later one.
+    pub(super) fn conflicts(&self, later: &Self) -> bool {
+        let same_owner = self.division == later.division && self.division != Division::Otherwise;
+        (self.writes || later.writes) && !same_owner && self.resource.overlaps(&later.resource)
+    }
+}
+
+impl Instr {
+    /// Kind, for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Embed { .. } => "embed",
+            Self::Norm { .. } => "norm",
+            Self::Quantize { .. } => "quantize",
+            Self::MatMul { .. } => "matmul",
+            Self::Rope { .. } => "rope",
+            Self::StoreKv { .. } => "store_kv",
+            Self::Attend { .. } => "attend",
+            Self::Glu { .. } => "glu",
+            Self::Activate { .. } => "activate",
+            Self::Add { .. } => "add",
+            Self::Scale { .. } => "scale",
+            Self::Softcap { .. } => "softcap",
+            Self::Gather { .. } => "gather",
+        }
+    }
+
+    /// Everything that it reads and writes. `rows_of` tells a buffer's rows.
+    pub(super) fn accesses(&self, rows_of: impl Fn(BufId) -> Rows) -> Vec<Access> {
+        let by_row = |span: &Span| Division::ByRow(rows_of(span.buf));
+        let access = |resource, writes, division| Access { resource, writes, division };
+        let read = |span: &Span| access(Resource::Columns(*span), false, by_row(span));
+        let write = |span: &Span| access(Resource::Columns(*span), true, by_row(span));
+        let read_across = |span: &Span| access(Resource::Columns(*span), false, Division::Otherwise);
+        let write_across = |span: &Span| access(Resource::Columns(*span), true, Division::Otherwise);
+        match self {
+            Self::Embed { out, .. } => vec![write(out)],
+            Self::Norm { x, out, .. }
+            | Self::Activate { x, out, .. }
+            | Self::Scale { x, out, .. }
+            | Self::Softcap { x, out, .. } => vec![read(x), write(out)],
+            Self::Quantize { x, act } => vec![read(x), access(Resource::Act(*act), true, by_row(x))],
+            Self::MatMul { x, parts, then, .. } => {
+                let mut all = vec![match x {
+                    MatMulX::Act(act) => access(Resource::Act(*act), false, Division::Otherwise),
+                    // The kernel reads whole rows of the buffer as one slice.
+                    MatMulX::Float(span) => read_across(&Span { start: 0, width: isize::MAX as usize, ..*span }),
+                }];
+                all.extend(parts.iter().map(|part| write_across(&part.out)));
+                if let MatMulThen::AddTo(dst) = then {
+                    all.push(write_across(dst));
+                }
+                all
+            }
+            Self::Rope { x, .. } => vec![write(x)],
+            Self::StoreKv { k, v, cache } => {
+                vec![read(k), read(v), access(Resource::Cache(*cache), true, Division::Otherwise)]
+            }
+            Self::Attend { q, out, cache, .. } => {
+                vec![read_across(q), access(Resource::Cache(*cache), false, Division::Otherwise), write_across(out)]
+            }
+            Self::Glu { gate: a, up: b, out, .. } | Self::Add { a, b, out } => vec![read(a), read(b), write(out)],
+            Self::Gather { x, out } => vec![read_across(x), write(out)],
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A model's step as a program that the worker team runs together (SPMD): every worker walks the same instructions and
+//! does its share of each; barriers stand only where data crosses from one worker to another.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | [`instr`] | the instructions and what they read and write |
+//! | [`build`] | checks every shape once, places the barriers, allocates all memory |
+//! | [`run`] | checks a step's input, then executes; allocates nothing |
+//! | `ops` | what each instruction does on one worker |
+//! | `memory` | memory that workers share |
+//!
+//! # Why the shared memory is sound
+//! 1. *Bounds.* [`build`] checks each instruction's columns against its buffer, and [`run`] checks each step's token
+//!    ids, positions, block ids and row counts, before any worker starts.
+//! 2. *Disjoint writes.* Inside an instruction a worker writes only rows (row-wise instructions), columns (matmul) or
+//!    heads of rows (attention) that no other worker reads or writes: the shares partition the index space.
+//! 3. *Order.* Between two instructions that touch the same memory, one of them writing, there is a barrier, unless
+//!    both are row-wise over the same rows: then the same worker owns the row in both.
+
+pub mod build;
+pub mod instr;
+mod memory;
+mod ops;
+pub mod run;
+
+pub use build::ProgramBuilder;
+pub use instr::{
+    ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Rows, SharedBytes, Span, VecId, WeightId,
+};
+pub use run::{SeqInput, StepInput};
+
+use super::program::memory::Region;
+use super::team::Team;
+use super::vector::VectorKernels;
+use super::{CpuKernels, MatrixRef, Scratch};
+use half::f16;
+
+/// The element type of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvElement {
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+/// What a program can refuse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// An instruction's shapes don't fit its buffers or weights.
+    #[error("instruction {index} ({name}): {what}")]
+    Instr {
+        /// Position in the program.
+        index: usize,
+        /// Kind.
+        name: &'static str,
+        /// What doesn't fit.
+        what: String,
+    },
+    /// A step's input is outside what the program was built for.
+    #[error("step: {0}")]
+    Step(String),
+    /// A worker panicked.
+    #[error(transparent)]
+    Worker(#[from] super::team::WorkerPanicked),
+    /// A matrix's bytes don't fit its shape.
+    #[error(transparent)]
+    Kernel(#[from] crate::Error),
+}
+
+/// A checked program with its memory.
+pub struct Program {
+    code: Code,
+    memory: Memory,
+    team: Team,
+}
+
+/// What doesn't change between steps.
+struct Code {
+    kernels: CpuKernels,
+    vectors: VectorKernels,
+    buffers: Vec<BufferSlot>,
+    acts: Vec<ActSlot>,
+    caches: Vec<CacheSlot>,
+    weights: Vec<WeightSlot>,
+    vectors_data: Vec<Vec<f32>>,
+    instrs: Vec<Step>,
+    output: Span,
+    vocab_size: usize,
+    max_tokens: usize,
+    max_outputs: usize,
+    num_blocks: usize,
+    /// Values of cos (and of sin) a token, for each rope table.
+    rope_halves: Vec<usize>,
+}
+
+/// An instruction and whether the team meets before it.
+struct Step {
+    barrier: bool,
+    instr: Instr,
+}
+
+struct BufferSlot {
+    /// In the f32 arena.
+    offset: usize,
+    width: usize,
+    rows: Rows,
+}
+
+struct ActSlot {
+    k: usize,
+    /// Offsets of the rows in the arenas of values, scales and sums.
+    q: usize,
+    d: usize,
+    sums: usize,
+}
+
+struct CacheSlot {
+    num_kv_heads: usize,
+    k_dim: usize,
+    v_dim: usize,
+    /// Offsets in the KV arena, in elements.
+    k: usize,
+    v: usize,
+}
+
+struct WeightSlot {
+    bytes: SharedBytes,
+    dtype: crate::quant::QuantType,
+    rows: usize,
+    cols: usize,
+}
+
+/// All memory of a step, allocated once. Zeroed memory that is never used never becomes resident.
+struct Memory {
+    /// Buffers, f32.
+    arena: Region<f32>,
+    /// Quantised activations.
+    act_q: Region<i8>,
+    act_d: Region<f32>,
+    act_sums: Region<i16>,
+    kv: KvMemory,
+    scratch: Vec<Region<WorkerScratch>>,
+    /// Per block: the step that wrote it last, to refuse a block that is written twice in one.
+    writers: Vec<u64>,
+    /// Counts steps.
+    epoch: u64,
+}
+
+enum KvMemory {
+    F16(Region<f16>),
+    F32(Region<f32>),
+}
+
+/// What a worker needs for itself.
+struct WorkerScratch {
+    matmul: Scratch,
+    attention: super::attention::TileScratch,
+    /// `[TILE_QUERIES, max v_dim]`.
+    heads: Vec<f32>,
+    /// One row of the widest buffer.
+    row: Vec<f32>,
+}
+
+impl Program {
+    /// Tokens that a step takes at most.
+    pub fn max_tokens(&self) -> usize {
+        self.code.max_tokens
+    }
+
+    /// Blocks of [`super::attention::KV_BLOCK`] tokens in the KV pool.
+    pub fn num_blocks(&self) -> usize {
+        self.code.num_blocks
+    }
+
+    /// Workers.
+    pub fn num_workers(&self) -> usize {
+        self.team.num_workers()
+    }
+
+    /// Barriers of a step.
+    pub fn num_barriers(&self) -> usize {
+        self.code.instrs.iter().filter(|step| step.barrier).count()
+    }
+}

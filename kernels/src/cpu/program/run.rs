@@ -1,0 +1,139 @@
+//! Runs a step.
+
+use std::ops::Range;
+
+use super::ops::Run;
+use super::*;
+use crate::cpu::attention::KV_BLOCK;
+use crate::cpu::team::Worker;
+
+/// A piece of one sequence in a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeqInput {
+    /// Its rows among the step's tokens.
+    pub rows: Range<usize>,
+    /// Position of its first row.
+    pub start: usize,
+    /// Its block table in [`StepInput::blocks`].
+    pub table: Range<usize>,
+}
+
+/// One step's input. `tokens`, `positions` and `seq_of_row` have one entry a row.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// Token ids.
+    pub tokens: &'a [u32],
+    /// The pieces, in the order of their rows, which they cover without gaps.
+    pub seqs: &'a [SeqInput],
+    /// Index into `seqs` of each row.
+    pub seq_of_row: &'a [u32],
+    /// Block tables.
+    pub blocks: &'a [u32],
+    /// Rows whose output is wanted.
+    pub outputs: &'a [u32],
+    /// For each rope table: cos and sin, `[rows, half]`.
+    pub ropes: &'a [(Vec<f32>, Vec<f32>)],
+}
+
+impl StepInput<'_> {
+    pub(super) fn position(&self, row: usize) -> usize {
+        let seq = &self.seqs[self.seq_of_row[row] as usize];
+        seq.start + row - seq.rows.start
+    }
+}
+
+impl Program {
+    /// Runs one step and returns `[outputs, width]`.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when the input is outside the program's sizes; nothing was written then.
+    /// [`ProgramError::Worker`] when a worker panicked: the program can't be used any more.
+    pub fn run(&mut self, input: &StepInput<'_>) -> Result<&[f32], ProgramError> {
+        self.check_input(input).map_err(ProgramError::Step)?;
+        let (code, memory) = (&self.code, &self.memory);
+        self.team.run(&|worker: &Worker<'_>| {
+            // SAFETY: each worker has its own scratch; the region of another is never touched.
+            let scratch = unsafe { &mut memory.scratch[worker.index].slice_mut(0..1)[0] };
+            let mut run = Run { code, memory, input, worker, scratch };
+            for step in &code.instrs {
+                if step.barrier && !worker.barrier() {
+                    return;
+                }
+                // SAFETY: `build` has checked the shapes and placed the barriers, `check_input` the step: the three
+                // points of the module's documentation hold.
+                unsafe { run.execute(&step.instr) };
+            }
+        })?;
+        let slot = &code.buffers[code.output.buf.0];
+        // SAFETY: the team is done; the result borrows the program.
+        Ok(unsafe { memory.arena.slice(slot.offset..slot.offset + input.outputs.len() * slot.width) })
+    }
+
+    /// Everything that an instruction will rely on about this step.
+    fn check_input(&mut self, input: &StepInput<'_>) -> Result<(), String> {
+        let code = &self.code;
+        let num_rows = input.tokens.len();
+        if num_rows == 0 || num_rows > code.max_tokens || input.outputs.len() > code.max_outputs {
+            return Err(format!(
+                "{num_rows} tokens and {} outputs; at most {} and {}",
+                input.outputs.len(),
+                code.max_tokens,
+                code.max_outputs
+            ));
+        }
+        if let Some(token) = input.tokens.iter().find(|&&token| token as usize >= code.vocab_size) {
+            return Err(format!("token {token} is outside the vocabulary of {}", code.vocab_size));
+        }
+        if input.outputs.iter().any(|&row| row as usize >= num_rows) {
+            return Err("an output row is outside the step".into());
+        }
+        if input.ropes.len() != code.rope_halves.len()
+            || input
+                .ropes
+                .iter()
+                .zip(&code.rope_halves)
+                .any(|((cos, sin), half)| cos.len() < half * num_rows || sin.len() < half * num_rows)
+        {
+            return Err("cos/sin tables don't fit the step".into());
+        }
+        if input.seq_of_row.len() != num_rows {
+            return Err("one sequence index a row".into());
+        }
+        let mut next_row = 0;
+        self.memory.epoch += 1;
+        for (index, seq) in input.seqs.iter().enumerate() {
+            if seq.rows.start != next_row || seq.rows.end < next_row || seq.rows.end > num_rows {
+                return Err("the sequences don't cover the rows".into());
+            }
+            next_row = seq.rows.end;
+            if seq.rows.clone().any(|row| input.seq_of_row[row] as usize != index) {
+                return Err("a row names another sequence than the one it lies in".into());
+            }
+            let Some(table) = input.blocks.get(seq.table.clone()) else {
+                return Err("block table out of range".into());
+            };
+            if table.iter().any(|&block| block as usize >= code.num_blocks) {
+                return Err(format!("a block id is outside the pool of {}", code.num_blocks));
+            }
+            if seq.rows.is_empty() {
+                continue;
+            }
+            let end = seq.start + seq.rows.len();
+            if end > table.len() * KV_BLOCK {
+                return Err(format!("{end} positions in {} blocks", table.len()));
+            }
+            // A written block belongs to one sequence and appears once in it.
+            for index in (seq.start / KV_BLOCK)..end.div_ceil(KV_BLOCK) {
+                let writer = &mut self.memory.writers[table[index] as usize];
+                if *writer == self.memory.epoch {
+                    return Err(format!("block {} is written twice in one step", table[index]));
+                }
+                *writer = self.memory.epoch;
+            }
+        }
+        if next_row != num_rows {
+            return Err("the sequences don't cover the rows".into());
+        }
+        Ok(())
+    }
+}

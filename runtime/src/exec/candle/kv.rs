@@ -1,0 +1,134 @@
+//! The candle executor's paged cache and attention, in f32. A block's memory is taken when it is first written.
+
+use candle_core::{D, Device, Tensor};
+use candle_nn::ops;
+
+use crate::error::{Error, Result};
+use crate::exec::batch::{SeqStep, StepBatch};
+use crate::kv::BLOCK_TOKENS;
+use crate::plan::{KvSpec, Mask};
+
+/// What an attention op says beside its buffers.
+pub(super) struct AttentionArgs {
+    pub(super) num_heads: usize,
+    pub(super) scale: f32,
+    pub(super) softcap: Option<f32>,
+    pub(super) mask: Mask,
+}
+
+/// Keys and values of one layer.
+pub(super) struct PagedKv {
+    spec: KvSpec,
+    keys: Blocks,
+    values: Blocks,
+}
+
+/// Rows of `width` elements in blocks of [`BLOCK_TOKENS`]; a block is empty until its first row comes.
+struct Blocks {
+    width: usize,
+    blocks: Vec<Vec<f32>>,
+}
+
+impl Blocks {
+    fn write(&mut self, table: &[u32], start: usize, rows: &[f32]) {
+        for (position, row) in (start..).zip(rows.chunks_exact(self.width)) {
+            let block = &mut self.blocks[table[position / BLOCK_TOKENS] as usize];
+            block.resize(BLOCK_TOKENS * self.width, 0.0);
+            let slot = position % BLOCK_TOKENS * self.width;
+            block[slot..slot + self.width].copy_from_slice(row);
+        }
+    }
+
+    /// The first `num_tokens` rows of a sequence.
+    fn read(&self, table: &[u32], num_tokens: usize) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(num_tokens * self.width);
+        for (index, &block) in table[..num_tokens.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
+            let wanted = (num_tokens - index * BLOCK_TOKENS).min(BLOCK_TOKENS) * self.width;
+            let rows_of_block = self.blocks[block as usize].get(..wanted).ok_or_else(|| Error::InvalidRequest {
+                param: "batch",
+                message: format!("block {block} is read before anything was written to it"),
+            })?;
+            rows.extend_from_slice(rows_of_block);
+        }
+        Ok(rows)
+    }
+}
+
+impl PagedKv {
+    pub(super) fn new(spec: KvSpec, num_blocks: usize) -> Self {
+        let blocks = |dim| Blocks { width: spec.num_kv_heads * dim, blocks: vec![Vec::new(); num_blocks] };
+        Self { keys: blocks(spec.k_dim), values: blocks(spec.v_dim), spec }
+    }
+
+    /// Appends `k` and `v` (`[tokens, heads · dim]`) and attends with `q`, sequence by sequence. Returns
+    /// `[tokens, num_heads · v_dim]`.
+    pub(super) fn attend(
+        &mut self,
+        batch: &StepBatch,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        args: &AttentionArgs,
+    ) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(batch.seqs.len());
+        for seq in &batch.seqs {
+            let table = &batch.blocks[seq.blocks.clone()];
+            let piece = |x: &Tensor| x.narrow(0, seq.tokens.start, seq.tokens.len());
+            self.keys.write(table, seq.start, &piece(k)?.flatten_all()?.to_vec1::<f32>()?);
+            self.values.write(table, seq.start, &piece(v)?.flatten_all()?.to_vec1::<f32>()?);
+            rows.push(self.attend_one(seq, table, &piece(q)?, args)?);
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    fn attend_one(&self, seq: &SeqStep, table: &[u32], q: &Tensor, args: &AttentionArgs) -> Result<Tensor> {
+        let KvSpec { num_kv_heads, k_dim, v_dim, .. } = self.spec;
+        let (num_queries, num_keys) = (seq.tokens.len(), seq.start + seq.tokens.len());
+        let group = args.num_heads / num_kv_heads;
+        // [kv heads, keys, dim]
+        let heads = |rows: Vec<f32>, dim: usize| {
+            Tensor::from_vec(rows, (num_keys, num_kv_heads, dim), &Device::Cpu)?.transpose(0, 1)?.contiguous()
+        };
+        let k = heads(self.keys.read(table, num_keys)?, k_dim)?;
+        let v = heads(self.values.read(table, num_keys)?, v_dim)?;
+        // Query heads that share a key head are rows of one matrix: [kv heads, group · queries, dim].
+        let q = q
+            .reshape((num_queries, num_kv_heads, group, k_dim))?
+            .permute((1, 2, 0, 3))?
+            .reshape((num_kv_heads, group * num_queries, k_dim))?
+            .contiguous()?;
+        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * f64::from(args.scale))?;
+        let scores = match args.softcap {
+            Some(cap) => super::softcapped(&scores, cap)?,
+            None => scores,
+        };
+        let mask = self.mask(seq, args.mask)?;
+        let scores = scores.reshape((num_kv_heads, group, num_queries, num_keys))?.broadcast_add(&mask)?;
+        let probabilities = ops::softmax(&scores, D::Minus1)?.reshape((num_kv_heads, group * num_queries, num_keys))?;
+        let attended = probabilities
+            .matmul(&v)?
+            .reshape((num_kv_heads, group, num_queries, v_dim))?
+            .permute((2, 0, 1, 3))?
+            .reshape((num_queries, args.num_heads * v_dim))?;
+        Ok(attended.contiguous()?)
+    }
+
+    /// 0 where a query sees a key, −∞ elsewhere: `[queries, keys]`. A window counts the token itself and, without a causal
+    /// order, reaches as far to the right as to the left.
+    fn mask(&self, seq: &SeqStep, mask: Mask) -> Result<Tensor> {
+        let num_keys = seq.start + seq.tokens.len();
+        let window = self.spec.window.unwrap_or(usize::MAX);
+        let sees = |query: usize, key: usize| {
+            query.abs_diff(key) < window
+                && match mask {
+                    Mask::Causal => key <= query,
+                    Mask::Bidirectional => true,
+                }
+        };
+        let queries = seq.start..num_keys;
+        let mask: Vec<f32> = queries
+            .flat_map(|query| (0..num_keys).map(move |key| if sees(query, key) { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        Ok(Tensor::from_vec(mask, (seq.tokens.len(), num_keys), &Device::Cpu)?)
+    }
+}

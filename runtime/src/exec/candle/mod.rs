@@ -1,0 +1,313 @@
+//! The candle executor: a plan run op by op on candle tensors in f32. It is the readable definition of what every op
+//! means, the oracle that other executors are compared with, and the path that runs whatever the others refuse.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `mod.rs` | the executor: limits, buffers, one arm an op |
+//! | `weights.rs` | tensors of the file as candle tensors; quantised matrices as our matmul op |
+//! | `kv.rs` | the paged cache and attention |
+
+mod kv;
+mod weights;
+
+use std::collections::HashMap;
+
+use candle_core::{D, Device, Tensor};
+use candle_nn::ops;
+use candle_nn::rotary_emb::{rope, rope_i};
+
+use crate::error::{Error, Result};
+use crate::exec::batch::{OutputRows, SeqStep, StepBatch};
+use crate::exec::options::ExecOptions;
+use crate::exec::{Executor, Limits, StepOutput};
+use crate::kv::BLOCK_TOKENS;
+use crate::plan::rope::fill_cos_sin;
+use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle};
+use kv::{AttentionArgs, PagedKv};
+use weights::Weights;
+
+/// Runs a plan on candle tensors.
+pub struct CandleExecutor {
+    plan: Plan,
+    limits: Limits,
+    weights: Weights,
+    /// One a cache of the plan.
+    kv: Vec<PagedKv>,
+    /// Angular frequencies a rotary table; of dynamic ones those for up to the trained context.
+    inv_freq: Vec<Vec<f32>>,
+    /// `[rows, width]` of the last step.
+    output: Vec<f32>,
+}
+
+impl std::fmt::Debug for CandleExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CandleExecutor({}, {:?})", self.plan.architecture, self.limits)
+    }
+}
+
+/// What a step's ops share: the batch, and the buffers written so far.
+struct Step<'a> {
+    batch: &'a StepBatch,
+    /// Position of each token.
+    positions: Vec<usize>,
+    /// Indices of the tokens whose output was asked for.
+    outputs: Vec<u32>,
+    buffers: Vec<Option<Tensor>>,
+    /// cos and sin of the step's tokens, `[tokens, rotary_dim / 2]`, once a rotary table.
+    tables: HashMap<RopeId, (Tensor, Tensor)>,
+}
+
+impl CandleExecutor {
+    /// Loads a plan's weights and an empty cache. Every op is supported, and every weight type that the kernels crate knows how to read.
+    ///
+    /// # Errors
+    /// When a weight's shape and type don't fit together or an option is impossible.
+    pub fn new(plan: &Plan, options: &ExecOptions) -> Result<Self> {
+        let limits = super::limits(plan, options)?;
+        let inv_freq = plan.ropes.iter().map(|rope| rope.inv_freq(1, &plan.weights)).collect::<Result<_>>()?;
+        Ok(Self {
+            weights: Weights::load(plan)?,
+            kv: plan.kv.iter().map(|spec| PagedKv::new(spec.clone(), limits.num_kv_blocks)).collect(),
+            inv_freq,
+            limits,
+            plan: plan.clone(),
+            output: Vec::new(),
+        })
+    }
+
+    /// An encoder's token sees its whole sequence, so the whole sequence must be in the step.
+    fn refuse_pieces(&self, batch: &StepBatch) -> Result<()> {
+        let whole = |seq: &SeqStep| seq.start == 0 && seq.tokens.len() == seq.num_tokens;
+        let bidirectional = |op: &Op| matches!(op, Op::Attention { mask: Mask::Bidirectional, .. });
+        if self.plan.ops.iter().any(bidirectional) && !batch.seqs.iter().all(whole) {
+            let message = "a bidirectional model needs each sequence whole in one step".into();
+            return Err(Error::InvalidRequest { param: "batch", message });
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, batch: &StepBatch) -> Result<Tensor> {
+        let positions = batch.seqs.iter().flat_map(|seq| seq.start..seq.start + seq.tokens.len()).collect();
+        let outputs = batch
+            .seqs
+            .iter()
+            .flat_map(|seq| match seq.output {
+                OutputRows::None => 0..0,
+                OutputRows::Last => seq.tokens.end - 1..seq.tokens.end,
+                OutputRows::All => seq.tokens.clone(),
+            })
+            .map(|token| token as u32)
+            .collect();
+        let mut step =
+            Step { batch, positions, outputs, buffers: vec![None; self.plan.buffers.len()], tables: HashMap::new() };
+        for index in 0..self.plan.ops.len() {
+            let op = self.plan.ops[index].clone();
+            // Without a wanted row nothing after the gather is needed, and candle has no empty matmuls.
+            if step.outputs.is_empty() && matches!(op, Op::Gather { .. }) {
+                break;
+            }
+            self.op(&op, &mut step)?;
+        }
+        if step.outputs.is_empty() {
+            return Ok(Tensor::zeros((0, self.width()), candle_core::DType::F32, &Device::Cpu)?);
+        }
+        step.buffer(self.plan.output)
+    }
+
+    fn width(&self) -> usize {
+        self.plan.buffers[self.plan.output.0].width
+    }
+
+    fn op(&mut self, op: &Op, step: &mut Step<'_>) -> Result<()> {
+        match *op {
+            Op::Embed { weight, scale, out } => {
+                let rows = self.weights.rows(weight, &step.batch.tokens)?;
+                step.buffers[out.0] = Some((rows * f64::from(scale))?);
+                Ok(())
+            }
+            Op::Norm { kind, x, out, weight, bias, offset, eps, groups } => {
+                let rows = step.read(x)?;
+                let (num_rows, width) = rows.dims2()?;
+                let part = width / groups;
+                let rows = rows.reshape((num_rows, groups, part))?.contiguous()?;
+                let alpha = match weight {
+                    Some(weight) => (self.weights.vector(weight)? + f64::from(offset))?,
+                    None => Tensor::ones(part, candle_core::DType::F32, &Device::Cpu)?,
+                };
+                let normed = match kind {
+                    NormKind::Rms => ops::rms_norm(&rows, &alpha, eps)?,
+                    NormKind::Layer => layer_norm(&rows, &alpha, eps)?,
+                };
+                let normed = match bias {
+                    Some(bias) => normed.broadcast_add(&self.weights.vector(bias)?)?,
+                    None => normed,
+                };
+                self.write(step, out, normed.reshape((num_rows, width))?)
+            }
+            Op::Linear { x, weight, bias, out } => {
+                let product = self.weights.matmul(weight, &step.read(x)?.contiguous()?)?;
+                let product = match bias {
+                    Some(bias) => product.broadcast_add(&self.weights.vector(bias)?)?,
+                    None => product,
+                };
+                self.write(step, out, product)
+            }
+            Op::Rope { x, num_heads, head_dim, rope } => {
+                let rotated = self.rotate(step, x, num_heads, head_dim, rope)?;
+                self.write(step, x, rotated)
+            }
+            Op::Attention { q, k, v, out, num_heads, scale, softcap, mask, kv } => {
+                let (q, k, v) = (step.read(q)?, step.read(k)?, step.read(v)?);
+                let args = AttentionArgs { num_heads, scale, softcap, mask };
+                let attended = self.kv[kv.0].attend(step.batch, &q, &k, &v, &args)?;
+                self.write(step, out, attended)
+            }
+            Op::Glu { act, gate, up, out } => {
+                let product = (activate(act, &step.read(gate)?)? * step.read(up)?)?;
+                self.write(step, out, product)
+            }
+            Op::Activation { act, x, out } => {
+                let activated = activate(act, &step.read(x)?)?;
+                self.write(step, out, activated)
+            }
+            Op::Add { a, b, out } => {
+                let sum = (step.read(a)? + step.read(b)?)?;
+                self.write(step, out, sum)
+            }
+            Op::Scale { x, factor, out } => {
+                let scaled = (step.read(x)? * f64::from(factor))?;
+                self.write(step, out, scaled)
+            }
+            Op::Softcap { x, cap, out } => {
+                let capped = softcapped(&step.read(x)?, cap)?;
+                self.write(step, out, capped)
+            }
+            Op::Gather { x, out } => {
+                let indices = Tensor::new(step.outputs.as_slice(), &Device::Cpu)?;
+                let rows = step.buffer(x)?.index_select(&indices, 0)?;
+                step.buffers[out.0] = Some(rows);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes columns of a buffer; the others stay.
+    fn write(&self, step: &mut Step<'_>, out: Columns, rows: Tensor) -> Result<()> {
+        let width = self.plan.buffers[out.buffer.0].width;
+        let slot = &mut step.buffers[out.buffer.0];
+        if out.width == width {
+            *slot = Some(rows);
+            return Ok(());
+        }
+        let num_rows = rows.dim(0)?;
+        let old = match slot.take() {
+            Some(old) => old,
+            None => Tensor::zeros((num_rows, width), candle_core::DType::F32, &Device::Cpu)?,
+        };
+        let end = out.start + out.width;
+        let parts = [old.narrow(1, 0, out.start)?, rows, old.narrow(1, end, width - end)?];
+        let parts: Vec<_> = parts.iter().filter(|part| part.elem_count() > 0).collect();
+        *slot = Some(Tensor::cat(&parts, 1)?);
+        Ok(())
+    }
+
+    /// The first `rotary_dim` elements of every head rotated, the rest as they were.
+    fn rotate(&self, step: &mut Step<'_>, x: Columns, num_heads: usize, head_dim: usize, id: RopeId) -> Result<Tensor> {
+        let spec = &self.plan.ropes[id.0];
+        let (cos, sin) = match step.tables.get(&id) {
+            Some(table) => table.clone(),
+            None => {
+                let table = self.cos_sin(step, id)?;
+                step.tables.insert(id, table.clone());
+                table
+            }
+        };
+        let rows = step.read(x)?;
+        let num_rows = rows.dim(0)?;
+        // [1, heads, tokens, head_dim], as candle's rotary ops want it.
+        let heads = rows.reshape((1, num_rows, num_heads, head_dim))?.transpose(1, 2)?;
+        let turning = heads.narrow(D::Minus1, 0, spec.rotary_dim)?.contiguous()?;
+        let turned = match spec.style {
+            RopeStyle::Neox => rope(&turning, &cos, &sin)?,
+            RopeStyle::Interleaved => rope_i(&turning, &cos, &sin)?,
+        };
+        let heads = if spec.rotary_dim == head_dim {
+            turned
+        } else {
+            let rest = heads.narrow(D::Minus1, spec.rotary_dim, head_dim - spec.rotary_dim)?;
+            Tensor::cat(&[&turned, &rest.contiguous()?], D::Minus1)?
+        };
+        Ok(heads.transpose(1, 2)?.reshape((num_rows, x.width))?)
+    }
+
+    fn cos_sin(&self, step: &Step<'_>, id: RopeId) -> Result<(Tensor, Tensor)> {
+        let spec = &self.plan.ropes[id.0];
+        let (half, factor) = (spec.rotary_dim / 2, spec.attention_factor());
+        let num_tokens = step.positions.len();
+        let (mut cos, mut sin) = (vec![0.0; num_tokens * half], vec![0.0; num_tokens * half]);
+        for seq in &step.batch.seqs {
+            let own = match spec.scaling {
+                RopeScaling::Dynamic { .. } => Some(spec.inv_freq(seq.num_tokens, &self.plan.weights)?),
+                _ => None,
+            };
+            let inv_freq = own.as_ref().unwrap_or(&self.inv_freq[id.0]);
+            for token in seq.tokens.clone() {
+                let row = token * half..(token + 1) * half;
+                fill_cos_sin(inv_freq, factor, step.positions[token], &mut cos[row.clone()], &mut sin[row]);
+            }
+        }
+        let shape = (num_tokens, half);
+        Ok((Tensor::from_vec(cos, shape, &Device::Cpu)?, Tensor::from_vec(sin, shape, &Device::Cpu)?))
+    }
+}
+
+impl Step<'_> {
+    fn buffer(&self, id: BufferId) -> Result<Tensor> {
+        // A plan that reads what no op wrote is a builder's bug; say so instead of computing on zeros.
+        self.buffers[id.0].clone().ok_or_else(|| Error::Unsupported(format!("a plan that reads buffer {} early", id.0)))
+    }
+
+    fn read(&self, x: Columns) -> Result<Tensor> {
+        let buffer = self.buffer(x.buffer)?;
+        Ok(if buffer.dim(1)? == x.width { buffer } else { buffer.narrow(1, x.start, x.width)?.contiguous()? })
+    }
+}
+
+/// `(x − mean) / sqrt(var + eps) · alpha` over the last axis.
+fn layer_norm(x: &Tensor, alpha: &Tensor, eps: f32) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    Ok(centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?.broadcast_mul(alpha)?)
+}
+
+fn activate(act: Act, x: &Tensor) -> Result<Tensor> {
+    Ok(match act {
+        Act::Silu => ops::silu(x)?,
+        Act::Gelu => x.gelu_erf()?,
+        Act::GeluTanh => x.gelu()?,
+        Act::Relu => x.relu()?,
+    })
+}
+
+/// `cap · tanh(x / cap)`.
+fn softcapped(x: &Tensor, cap: f32) -> Result<Tensor> {
+    Ok(((x / f64::from(cap))?.tanh()? * f64::from(cap))?)
+}
+
+impl Executor for CandleExecutor {
+    fn name(&self) -> &'static str {
+        "candle"
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
+        batch.validate(&self.limits, self.plan.vocab_size)?;
+        self.refuse_pieces(batch)?;
+        let (num_rows, width) = (batch.num_outputs(), self.width());
+        self.output = if batch.tokens.is_empty() { Vec::new() } else { self.run(batch)?.flatten_all()?.to_vec1()? };
+        Ok(StepOutput { num_rows, width, data: &self.output })
+    }
+}

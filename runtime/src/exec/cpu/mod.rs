@@ -1,0 +1,155 @@
+//! The fast executor for CPUs: lowers a plan to a [`Program`] of the kernels crate and feeds it with steps.
+//!
+//! `lower` turns ops into instructions (with their fusions); this file owns the step's input arrays, which are sized at
+//! load and reused, so that a step allocates nothing.
+
+mod lower;
+
+use shimmy_kernels::cpu::program::{KvElement, Program, SeqInput, StepInput};
+use shimmy_kernels::cpu::{CpuKernels, topology};
+
+use crate::error::{Error, Result};
+use crate::exec::batch::{OutputRows, StepBatch};
+use crate::exec::options::{ExecOptions, KvDtype};
+use crate::exec::{Executor, Limits, StepOutput};
+use crate::kv::BLOCK_TOKENS;
+use crate::plan::rope::fill_cos_sin;
+use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
+
+const _: () = assert!(BLOCK_TOKENS == shimmy_kernels::cpu::attention::KV_BLOCK);
+
+/// One rotary table and its frequencies.
+struct Rope {
+    spec: RopeSpec,
+    /// `[rotary_dim / 2]`; for dynamic scaling those of the trained context.
+    inv_freq: Vec<f32>,
+    factor: f32,
+}
+
+/// Runs a plan on the CPU.
+pub struct CpuExecutor {
+    program: Program,
+    limits: Limits,
+    vocab_size: usize,
+    width: usize,
+    ropes: Vec<Rope>,
+    weights: Vec<Weight>,
+    // The step's input, reused.
+    seqs: Vec<SeqInput>,
+    seq_of_row: Vec<u32>,
+    outputs: Vec<u32>,
+    tables: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl CpuExecutor {
+    /// Lowers the plan and allocates everything that a step needs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the op or the weight type that has no instruction, [`Error::OutOfMemory`].
+    pub fn new(plan: &Plan, options: &ExecOptions) -> Result<Self> {
+        Self::with_kernels(plan, options, CpuKernels::detect())
+    }
+
+    /// As [`Self::new`], with kernels of a chosen instruction set (tests).
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
+        let limits = super::limits(plan, options)?;
+        let workers = options.threads.unwrap_or_else(topology::default_workers);
+        let kv = match options.kv_dtype {
+            KvDtype::F16 => KvElement::F16,
+            KvDtype::F32 => KvElement::F32,
+        };
+        let program = lower::lower(plan, options, kernels, &limits, kv, workers)?;
+        let ropes = plan
+            .ropes
+            .iter()
+            .map(|spec| {
+                let inv_freq = spec.inv_freq(0, &plan.weights)?;
+                Ok(Rope { spec: spec.clone(), inv_freq, factor: spec.attention_factor() })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let tables = ropes
+            .iter()
+            .map(|rope| {
+                let len = rope.inv_freq.len() * limits.max_step_tokens;
+                (vec![0.0; len], vec![0.0; len])
+            })
+            .collect();
+        tracing::debug!(isa = kernels.isa().name(), workers, barriers = program.num_barriers(), "cpu executor ready");
+        Ok(Self {
+            program,
+            limits,
+            vocab_size: plan.vocab_size,
+            width: plan.buffers[plan.output.0].width,
+            ropes,
+            weights: plan.weights.clone(),
+            seqs: Vec::with_capacity(limits.max_step_tokens),
+            seq_of_row: Vec::with_capacity(limits.max_step_tokens),
+            outputs: Vec::with_capacity(limits.max_step_outputs),
+            tables,
+        })
+    }
+
+    /// Fills cos and sin for every row of every table.
+    fn fill_ropes(&mut self, batch: &StepBatch) -> Result<()> {
+        for (rope, (cos, sin)) in self.ropes.iter().zip(&mut self.tables) {
+            let half = rope.inv_freq.len();
+            for seq in &batch.seqs {
+                let scaled;
+                let inv_freq = match rope.spec.scaling {
+                    // The one scaling whose frequencies depend on the sequence; it allocates a few hundred bytes a step.
+                    RopeScaling::Dynamic { .. } => {
+                        scaled = rope.spec.inv_freq(seq.num_tokens, &self.weights)?;
+                        &scaled
+                    }
+                    _ => &rope.inv_freq,
+                };
+                for (position, row) in (seq.start..).zip(seq.tokens.clone()) {
+                    let cells = row * half..(row + 1) * half;
+                    let (cos, sin) = (&mut cos[cells.clone()], &mut sin[cells]);
+                    fill_cos_sin(inv_freq, rope.factor, position, cos, sin);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
+        batch.validate(&self.limits, self.vocab_size)?;
+        self.seqs.clear();
+        self.seq_of_row.clear();
+        self.outputs.clear();
+        for (index, seq) in batch.seqs.iter().enumerate() {
+            self.seqs.push(SeqInput { rows: seq.tokens.clone(), start: seq.start, table: seq.blocks.clone() });
+            self.seq_of_row.extend(seq.tokens.clone().map(|_| index as u32));
+            match seq.output {
+                OutputRows::None => {}
+                OutputRows::Last => self.outputs.push(seq.tokens.end as u32 - 1),
+                OutputRows::All => self.outputs.extend(seq.tokens.clone().map(|row| row as u32)),
+            }
+        }
+        self.fill_ropes(batch)?;
+        let input = StepInput {
+            tokens: &batch.tokens,
+            seqs: &self.seqs,
+            seq_of_row: &self.seq_of_row,
+            blocks: &batch.blocks,
+            outputs: &self.outputs,
+            ropes: &self.tables,
+        };
+        let data = self.program.run(&input).map_err(|error| Error::EngineStopped(error.to_string()))?;
+        Ok(StepOutput { num_rows: self.outputs.len(), width: self.width, data })
+    }
+}
