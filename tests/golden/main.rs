@@ -4,3 +4,5 @@
 mod models;
 #[path = "../support/mod.rs"]
 mod support;
+mod templates;
+mod vocab;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// The goldens folder: `SHIMMY_GOLDENS`, else `../shared/goldens` beside the checkout.
 ///
 /// A missing folder prints `SKIP` for a stranger's clone and fails where `CI=true`.
-pub fn goldens() -> Option<PathBuf> {
+pub(crate) fn goldens() -> Option<PathBuf> {
     let path = std::env::var_os("SHIMMY_GOLDENS")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/goldens"), PathBuf::from);
     if path.is_dir() {
