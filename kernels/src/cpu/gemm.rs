@@ -17,9 +17,19 @@ use crate::quant::{Block, GroupKind, with_block};
 const SLAB_ROWS: usize = 512;
 /// Most elements of K in a chunk: a panel is 24 KiB then.
 const CHUNK: usize = 768;
+/// With up to this many rows of activations a panel is used so few times that reading long pieces of the rows matters more than
+/// where it lies: chunks are of [`LONG_CHUNK`] then.
+const FEW_ROWS: usize = 64;
+/// See [`FEW_ROWS`].
+const LONG_CHUNK: usize = 2048;
 /// What [`matmul`] takes from scratch at most: start values, codes, scales, minima and the strip.
-pub(super) const SCRATCH_BYTES: usize =
-    SLAB_ROWS * CHUNK / SUM_GROUP * 4 + CHUNK * ROW_TILE + 2 * CHUNK / SUM_GROUP * ROW_TILE * 4 + ROW_TILE * STRIP;
+pub(super) const SCRATCH_BYTES: usize = {
+    let (starts, long) = (SLAB_ROWS * CHUNK / SUM_GROUP * 4, FEW_ROWS * LONG_CHUNK / SUM_GROUP * 4);
+    let panel = LONG_CHUNK * ROW_TILE + 2 * LONG_CHUNK / SUM_GROUP * ROW_TILE * 4 + ROW_TILE * STRIP;
+    panel + if starts > long { starts } else { long }
+};
+/// Bytes that a prefetch brings.
+const LINE: usize = 64;
 
 /// One tile: a few rows of activations against a panel. Pointers are at the chunk's first element; strides in elements.
 pub(super) struct GemmTile {
@@ -66,6 +76,9 @@ pub(super) trait GemmIsa {
         panel: &mut CodePanel,
     );
 
+    /// Asks for the cache line at `address`, which need not be valid.
+    fn prefetch(address: *const u8);
+
     /// Computes a tile of `tile_rows` rows, 1 to [`Self::TILE_ROWS`].
     ///
     /// # Safety
@@ -96,9 +109,10 @@ pub(super) unsafe fn matmul<I: GemmIsa>(
     }
 }
 
-/// K in equal chunks of whole blocks, none above [`CHUNK`] (which every block divides).
-fn chunk_len<B: Block>(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(CHUNK)).next_multiple_of(B::LEN.max(ACT_GROUP))
+/// K in equal chunks of whole blocks, none above the limit (which every block divides).
+fn chunk_len<B: Block>(k: usize, num_rows: usize) -> usize {
+    let limit = if num_rows <= FEW_ROWS { LONG_CHUNK } else { CHUNK };
+    k.div_ceil(k.div_ceil(limit)).next_multiple_of(B::LEN.max(ACT_GROUP))
 }
 
 unsafe fn typed<B: Block, I: GemmIsa>(
@@ -109,7 +123,7 @@ unsafe fn typed<B: Block, I: GemmIsa>(
     stride: usize,
     scratch: &mut Scratch,
 ) {
-    let chunk = chunk_len::<B>(acts.k.max(1));
+    let chunk = chunk_len::<B>(acts.k.max(1), acts.num_rows);
     let groups = chunk / B::GROUP;
     let mut carve = scratch.carve();
     let aux = carve.take::<i32>(acts.num_rows * groups);
@@ -130,9 +144,21 @@ unsafe fn typed<B: Block, I: GemmIsa>(
             let panel_rows = &blocks[row * blocks_per_row..(row + num_cols) * blocks_per_row];
             // SAFETY: the CPU is the caller's promise.
             unsafe { I::pack::<B>(panel_rows, blocks_per_row, from, elements, &mut panel) };
+            // The next panel's weights come while this one is used, some lines before each tile: 32 short pieces of memory
+            // are more than the hardware's prefetchers follow.
+            let next = (row + ROW_TILE).min(rows.end)..(row + 2 * ROW_TILE).min(rows.end);
+            let mut next_lines = next.flat_map(|row| {
+                let first = (row * blocks_per_row + from / B::LEN) * size_of::<B>();
+                (first..first + elements / B::LEN * size_of::<B>()).step_by(LINE)
+            });
+            let num_tiles = acts.num_rows.div_ceil(I::TILE_ROWS);
+            let lines_per_tile = (ROW_TILE * (elements / B::LEN * size_of::<B>()).div_ceil(LINE)).div_ceil(num_tiles);
             let mut m = 0;
             while m < acts.num_rows {
                 // As even as possible: a tile of one or two rows could not hide the latency of its instructions.
+                for line in next_lines.by_ref().take(lines_per_tile) {
+                    I::prefetch(w.data().as_ptr().wrapping_add(line));
+                }
                 let left = acts.num_rows - m;
                 let tile_rows = left.div_ceil(left.div_ceil(I::TILE_ROWS));
                 let tile = GemmTile {

@@ -38,7 +38,7 @@ impl CpuKernels {
         match isa {
             Isa::Scalar => Some(scalar::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Some(Self { isa: Isa::Avx2, ..scalar::KERNELS }),
+            Isa::Avx2 => Some(super::avx2::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some(super::avx512::BASE),
             #[cfg(target_arch = "x86_64")]

@@ -11,10 +11,14 @@
 //! | [`attention`] | online-softmax attention over the paged cache |
 //! | [`team`], [`topology`] | the worker threads and the cores that they live on |
 //! | [`program`] | a model's step as instructions that the team runs together |
+//! | [`ceiling`] | what the machine can do at most, measured |
 
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod ceiling;
 mod float;
 mod gemm;
 mod isa;

@@ -12,9 +12,13 @@ use super::{
     formats::{self, Format, Mins},
 };
 use crate::{
+    cpu::avx2::act::prepare_starts,
     cpu::matrix::{ACT_GROUP, ActRows, Carve, MatrixRef, SUM_GROUP, Scratch},
     quant::QuantType,
 };
+
+/// How far ahead weights are asked for, at least.
+const PREFETCH_BYTES: usize = 4096;
 
 /// One matmul. Strides are in elements, from one row of activations to the next.
 pub(super) struct DecodeJob {
@@ -64,6 +68,8 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
     // row m; what the last register of an odd number of blocks lacks is masked off. Prefetches may point anywhere.
     unsafe {
         let first = job.w.add(row * job.row_bytes);
+        // Whole tiles ahead, far enough to cover the latency of memory at the rate at which a core reads it.
+        let ahead = PREFETCH_BYTES.next_multiple_of(R * job.row_bytes);
         let mut acc = [[_mm512_setzero_ps(); M]; R];
         for chunk in 0..num_chunks {
             let mut products = [[_mm512_setzero_ps(); M]; R];
@@ -71,7 +77,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                 let blocks = first.add(r * job.row_bytes + chunk * chunk_bytes);
                 let mut line = 0;
                 while line < chunk_bytes {
-                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(R * job.row_bytes + line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(ahead + line).cast());
                     line += 64;
                 }
                 let (scales, mins) = F::scales(blocks, F::CHUNK_BLOCKS);
@@ -315,22 +321,6 @@ fn prepare_factors<F: Format>(act: &ActRows, factors: &mut [f32], sums: &mut [f3
                 }
                 sums[num_groups..].fill(0.0);
             }
-        }
-    }
-}
-
-/// `starts[i] = −offset · Σ q[4i ..+ 4]`. `vpmaddubsw` doesn't saturate: 2 · 128 · 127 = 32512 < 2^15.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn prepare_starts(offset: u8, q: &[i8], starts: &mut [i32]) {
-    let offsets = _mm256_set1_epi8(offset as i8);
-    for (q, starts) in q.as_chunks::<32>().0.iter().zip(starts.as_chunks_mut::<8>().0) {
-        // SAFETY: 32 bytes in, 8 integers out.
-        unsafe {
-            let x = _mm256_loadu_si256(q.as_ptr().cast());
-            let pairs = _mm256_maddubs_epi16(offsets, x);
-            // A factor of −1 negates and adds neighbours in one step.
-            let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(-1));
-            _mm256_storeu_si256(starts.as_mut_ptr().cast(), fours);
         }
     }
 }

@@ -35,6 +35,12 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         unsafe { pack_codes::<B, Avx512>(rows, blocks_per_row, from, num_elements, panel) };
     }
 
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch doesn't fault, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
     unsafe fn tile<B: Block>(tile: &GemmTile, tile_rows: usize) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
