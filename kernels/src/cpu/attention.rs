@@ -219,7 +219,8 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
             _ => scores::<L, 4>(l, args, 0, keys, &mut scratch.weights),
         }
 
-        let mut used = KV_BLOCK..0;
+        // First and one past the last token of the block that any query sees.
+        let (mut used_from, mut used_to) = (KV_BLOCK, 0);
         for (n, (_, seen)) in args.queries.iter().enumerate() {
             let row = &mut scratch.weights[n];
             let from = seen.start.saturating_sub(base).min(KV_BLOCK);
@@ -228,7 +229,7 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
                 row.fill(0.0);
                 continue;
             }
-            used = used.start.min(from)..used.end.max(to);
+            (used_from, used_to) = (used_from.min(from), used_to.max(to));
             let (halves, _) = row.as_chunks_mut::<LANES>();
             let scale = l.splat(args.scale);
             for half in &mut *halves {
@@ -266,9 +267,10 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
             }
             sum[n] += l.sum(l.add(w[0], w[1]));
         }
-        if used.start >= used.end {
+        if used_from >= used_to {
             continue;
         }
+        let used = used_from..used_to;
 
         let values = &mut scratch.block[..v_stride];
         widen(l, args.v, index * v_stride, values);

@@ -13,7 +13,7 @@ pub(super) fn exp<L: Lanes>(l: L, x: L::V) -> L::V {
     let r = l.fma(n, l.splat(-0.693_359_4), clamped);
     let r = l.fma(n, l.splat(2.121_944_4e-4), r);
     let mut p = l.splat(1.987_569_1e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = l.fma(p, r, l.splat(c));
     }
     let p = l.fma(p, l.mul(r, r), l.add(r, l.splat(1.0)));

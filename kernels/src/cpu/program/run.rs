@@ -123,10 +123,10 @@ impl Program {
                 return Err(format!("{end} positions in {} blocks", table.len()));
             }
             // A written block belongs to one sequence and appears once in it.
-            for index in (seq.start / KV_BLOCK)..end.div_ceil(KV_BLOCK) {
-                let writer = &mut self.memory.writers[table[index] as usize];
+            for &block in &table[seq.start / KV_BLOCK..end.div_ceil(KV_BLOCK)] {
+                let writer = &mut self.memory.writers[block as usize];
                 if *writer == self.memory.epoch {
-                    return Err(format!("block {} is written twice in one step", table[index]));
+                    return Err(format!("block {block} is written twice in one step"));
                 }
                 *writer = self.memory.epoch;
             }
