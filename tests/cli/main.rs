@@ -1,5 +1,14 @@
 //! The real binary, from the outside: command line, server, the official OpenAI client, and every command of the README.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test fails by panicking and says SKIP on stdout"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -17,8 +17,9 @@ use crate::{
 pub struct CpuKernels {
     pub(super) isa: Isa,
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
+    #[allow(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
-    #[expect(clippy::type_complexity, reason = "one field, named by the function that it holds")]
+    #[allow(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),
     pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
 }

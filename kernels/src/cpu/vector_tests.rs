@@ -251,7 +251,7 @@ fn attention_ignores_what_nobody_sees() {
         let query = values(1, 16, 1.0);
         let tile = [(&query[..], 3..20)];
         let table = cache.table.clone();
-        let mut run = |cache: &Cache| {
+        let run = |cache: &Cache| {
             let args = TileArgs {
                 queries: &tile,
                 k: KvSlice::F32(&cache.k),

@@ -163,7 +163,7 @@ impl ChatTemplate {
 
     fn compile(&self) -> Result<CompiledTemplate<'_>> {
         let config = TemplateConfig {
-            syntax_config: SyntaxConfig::default(),
+            syntax_config: SyntaxConfig,
             ws_config: WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true },
             default_auto_escape: Arc::new(|_| AutoEscape::None),
         };
