@@ -14,12 +14,11 @@ use crate::{
 
 /// The kernels of one [`Isa`]. A value proves that the CPU has it: the only ways to get one check that.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::type_complexity, reason = "function pointers, each named by its field")]
 pub struct CpuKernels {
     pub(super) isa: Isa,
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
-    #[allow(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
-    #[allow(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),
     pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
 }
