@@ -9,6 +9,7 @@
 
 pub mod candle;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod quant;
 

@@ -26,7 +26,7 @@ pub enum NormPlacement {
     Sandwich,
 }
 
-/// Norms of queries and keys before the rotary embedding.
+/// Norms of queries and keys, before the rotary embedding unless they say otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
     /// None.
@@ -35,6 +35,8 @@ pub enum QkNorm {
     Head,
     /// All heads as one row.
     Row,
+    /// Each head by itself, after the rotary embedding.
+    HeadAfterRope,
 }
 
 /// Whether a projection has a bias.

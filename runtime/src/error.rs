@@ -7,8 +7,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong between a model file and a token. Messages say what was found and, where there is something
 /// to do about it, what to do next.
+///
+/// Not `non_exhaustive`: the service maps every variant to a status, and a new one must not compile until it does.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The operating system refused to open, read or map a file.
     #[error("{}: {source}", path.display())]
@@ -67,6 +68,14 @@ pub enum Error {
     /// The chat template is broken or refused the messages.
     #[error("chat template: {0}")]
     Template(String),
+    /// No model is called so.
+    #[error("there is no model `{name}`{}", suggestions(nearest))]
+    ModelNotFound {
+        /// What was asked for.
+        name: String,
+        /// Names most like it, best first.
+        nearest: Vec<String>,
+    },
     /// Prompt and answer together don't fit the context.
     #[error(
         "the prompt has {prompt_tokens} tokens and asks for {max_tokens} more, but the context holds {context_tokens}"
@@ -111,4 +120,8 @@ pub enum Error {
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] shimmy_kernels::Error),
+}
+
+fn suggestions(nearest: &[String]) -> String {
+    if nearest.is_empty() { String::new() } else { format!("; nearest: {}", nearest.join(", ")) }
 }

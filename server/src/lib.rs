@@ -1,1 +1,24 @@
-//! x
+//! The command line and the HTTP service of Shimmy. Knows requests and events, no tensors.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`cli`] | one file a command |
+//! | [`app`] | the actix-web service: state, resources, start and drain |
+//! | [`routes`] | wire types of each protocol and their conversion |
+//! | [`stream`] | bounded channel to wire |
+//! | [`drain`] | running generations, for a clean shutdown |
+//! | [`error`] | the service's one error type and its status |
+//! | [`ids`] | identifiers of answers |
+
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod cli;
+pub mod drain;
+pub mod error;
+pub mod ids;
+pub mod routes;
+pub mod stream;
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,14 @@
 //! Tests against the goldens folder: tiny models with exact outputs, real vocabularies, real chat templates.
 //! They walk the folders that are there, never a list of names.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says what it expects by panicking"
+)]
+
 mod models;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,8 @@
 //! Tiny models of every family with exact outputs: each executor must give them, from safetensors and from GGUF, in any
 //! chunking and whoever else is in the batch. A family that this build doesn't know prints SKIP; anything else fails.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(d <= bound)` also catches NaN, which is the point")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -18,3 +18,27 @@ pub(crate) fn goldens() -> Option<PathBuf> {
     println!("SKIP {why}");
     None
 }
+
+/// A model of `scripts/fetch-model`, fetched if it isn't in the cache.
+///
+/// Without network or pip this prints `SKIP` for a stranger and fails where `CI=true`.
+pub fn fetch_model(name: &str) -> Option<PathBuf> {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/fetch-model");
+    let output = std::process::Command::new(&script).arg(name).output();
+    let why = match output {
+        Ok(output) if output.status.success() => {
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            return stdout.lines().last().map(PathBuf::from);
+        }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    skip(&format!("{} {name}: {why}", script.display()));
+    None
+}
+
+/// Prints `SKIP` with the reason; fails where `CI=true`.
+pub fn skip(why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
+    println!("SKIP {why}");
+}

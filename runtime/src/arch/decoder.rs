@@ -214,12 +214,14 @@ impl Builder<'_> {
         self.linear(&q, input, buffers.q, config.qkv_bias)?;
         self.linear(&k, input, buffers.k, config.qkv_bias)?;
         self.linear(&v, input, buffers.v, config.qkv_bias)?;
-        let groups = match config.qk_norm {
-            QkNorm::None => None,
-            QkNorm::Head => Some((config.num_heads, config.num_kv_heads)),
-            QkNorm::Row => Some((1, 1)),
+        let heads = (config.num_heads, config.num_kv_heads);
+        let (before_rope, after_rope) = match config.qk_norm {
+            QkNorm::None => (None, None),
+            QkNorm::Head => (Some(heads), None),
+            QkNorm::Row => (Some((1, 1)), None),
+            QkNorm::HeadAfterRope => (None, Some(heads)),
         };
-        if let Some((q_groups, k_groups)) = groups {
+        if let Some((q_groups, k_groups)) = before_rope {
             self.norm(&q_norm, buffers.q, buffers.q, q_groups)?;
             self.norm(&k_norm, buffers.k, buffers.k, k_groups)?;
         }
@@ -227,6 +229,10 @@ impl Builder<'_> {
             for (x, num_heads) in [(buffers.q, config.num_heads), (buffers.k, config.num_kv_heads)] {
                 self.plan.ops.push(Op::Rope { x, num_heads, head_dim: config.head_dim, rope: RopeId(rope) });
             }
+        }
+        if let Some((q_groups, k_groups)) = after_rope {
+            self.norm(&q_norm, buffers.q, buffers.q, q_groups)?;
+            self.norm(&k_norm, buffers.k, buffers.k, k_groups)?;
         }
         let kv = KvId(self.plan.kv.len());
         self.plan.kv.push(KvSpec {

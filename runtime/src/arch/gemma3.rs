@@ -5,7 +5,7 @@ use serde_json::Map;
 
 use crate::arch::gguf::GgufKeys;
 use crate::arch::hf::{HfDefaults, HfKeys, Object};
-use crate::arch::hf_rope::{Partial, RopeDefaults};
+use crate::arch::hf_rope::RopeDefaults;
 use crate::arch::names;
 use crate::arch::registry::{Architecture, GgufRecord, HfRecord};
 use crate::config::{LayerConfig, ModelConfig, NormPlacement, QkNorm, RopeConfig};
@@ -54,6 +54,7 @@ const DEFAULTS: HfDefaults = HfDefaults {
     rms_norm_eps: 1e-6,
     act: ("hidden_activation", Act::GeluTanh),
     tied: true,
+    theta: 1e6,
 };
 
 /// Of so many layers the last is global, where the file doesn't say.
@@ -89,8 +90,8 @@ fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
         }
     }
     let num_layers = config.num_layers();
-    let window = keys.usize("attention.sliding_window")?.filter(|&window| window != 0);
-    let local = local_layers(keys, num_layers)?;
+    let window = keys.window()?;
+    let local = keys.local_layers(num_layers, PATTERN)?;
     let windows: Vec<_> = local.iter().map(|&local| if local { window } else { None }).collect();
     let spec = RopeSpec {
         base: keys.f32("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA),
@@ -108,30 +109,11 @@ fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Which layers are local: the pattern is absent in most files, else a period or one flag a layer.
-fn local_layers(keys: &GgufKeys<'_>, num_layers: usize) -> Result<Vec<bool>> {
-    let name = "attention.sliding_window_pattern";
-    let key = keys.key(name);
-    if let Ok(Some(flags)) = keys.meta.bools(&key) {
-        return if flags.len() == num_layers {
-            Ok(flags)
-        } else {
-            keys.bad(name, &format!("{num_layers} flags"), format!("{} flags", flags.len()))
-        };
-    }
-    let period = keys.meta.usize(&key)?.unwrap_or(PATTERN);
-    if period == 0 {
-        return keys.bad(name, "at least 1", 0);
-    }
-    Ok((1..=num_layers).map(|layer| !layer.is_multiple_of(period)).collect())
-}
-
 fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
     let head_dim = keys.head_dim(&DEFAULTS)?;
     let (global, local) = ropes(keys, head_dim)?;
-    let mut config = keys.decoder("gemma3", &DEFAULTS, global)?;
-    let window =
-        if keys.config.map.contains_key("sliding_window") { keys.config.usize("sliding_window")? } else { Some(4096) };
+    let mut config = keys.decoder_with_rope("gemma3", &DEFAULTS, global)?;
+    let window = keys.window(Some(4096))?;
     let period = keys.config.usize("sliding_window_pattern")?.unwrap_or(PATTERN);
     if period == 0 {
         return keys.config.bad("sliding_window_pattern", "at least 1", 0);
@@ -166,12 +148,12 @@ fn ropes(keys: &HfKeys<'_>, head_dim: usize) -> Result<(RopeSpec, RopeSpec)> {
         let nested = Object { map: nested, path: "rope_parameters." };
         Ok(Object { map: nested.object(key)?.unwrap_or(&empty), path })
     };
-    let defaults = |theta| RopeDefaults { theta, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
+    let defaults = |theta| RopeDefaults { theta, head_dim, style: RopeStyle::Neox };
     let global = match config.object("rope_scaling")? {
         Some(map) => Object { map, path: "rope_scaling." },
         None => of("full_attention", "rope_parameters.full_attention.")?,
     };
-    let global = keys.rope_from(global, None, defaults(config.f32("rope_theta")?.unwrap_or(1e6)))?;
+    let global = keys.rope_from(global, None, defaults(config.f32("rope_theta")?.unwrap_or(DEFAULTS.theta)))?;
     let local = of("sliding_attention", "rope_parameters.sliding_attention.")?;
     let theta = config.f32("rope_local_base_freq")?.unwrap_or(LOCAL_THETA);
     let local = keys.rope_from(local, None, defaults(theta))?;

@@ -241,6 +241,30 @@ impl GgufKeys<'_> {
         })
     }
 
+    /// Which layers are local: the pattern is absent in most files, else a period or one flag a layer. The last layer of
+    /// each period is global.
+    pub(crate) fn local_layers(&self, num_layers: usize, default_period: usize) -> Result<Vec<bool>> {
+        let name = "attention.sliding_window_pattern";
+        let key = self.key(name);
+        if let Ok(Some(flags)) = self.meta.bools(&key) {
+            return if flags.len() == num_layers {
+                Ok(flags)
+            } else {
+                self.bad(name, &format!("{num_layers} flags"), format!("{} flags", flags.len()))
+            };
+        }
+        let period = self.meta.usize(&key)?.unwrap_or(default_period);
+        if period == 0 {
+            return self.bad(name, "at least 1", 0);
+        }
+        Ok((1..=num_layers).map(|layer| !layer.is_multiple_of(period)).collect())
+    }
+
+    /// The window of the local layers; 0 means none.
+    pub(crate) fn window(&self) -> Result<Option<usize>> {
+        Ok(self.usize("attention.sliding_window")?.filter(|&window| window != 0))
+    }
+
     fn token(&self, key: &str) -> Result<Option<u32>> {
         let Some(id) = self.meta.usize(key)? else { return Ok(None) };
         let bad = |_| Error::BadMetadata { key: key.into(), expected: "a token id".into(), got: id.to_string() };

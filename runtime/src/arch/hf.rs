@@ -3,12 +3,13 @@
 
 use serde_json::{Map, Value};
 
+use crate::arch::hf_rope::RopeDefaults;
 use crate::config::{
     Bias, LayerConfig, ModelConfig, NormConfig, NormPlacement, OutputMatrix, QkNorm, RopeConfig, SamplingDefaults,
 };
 use crate::error::{Error, Result};
 use crate::loader::{HfMetadata, ModelFile};
-use crate::plan::{Act, Mask, NormKind, RopeSpec};
+use crate::plan::{Act, Mask, NormKind, RopeSpec, RopeStyle};
 
 /// One object of a configuration, read key by key.
 #[derive(Clone, Copy)]
@@ -110,6 +111,7 @@ const MATHS: &[&str] = &[
 ];
 
 /// Defaults of a family's configuration class where they are relied on by published files.
+#[derive(Clone, Copy)]
 pub(crate) struct HfDefaults {
     pub(crate) vocab_size: Option<usize>,
     pub(crate) num_heads: Option<usize>,
@@ -122,7 +124,22 @@ pub(crate) struct HfDefaults {
     /// Key and default of the activation.
     pub(crate) act: (&'static str, Act),
     pub(crate) tied: bool,
+    /// Base of the rotary embedding.
+    pub(crate) theta: f32,
 }
+
+/// Those of llama, which most families copied.
+pub(crate) const LLAMA_DEFAULTS: HfDefaults = HfDefaults {
+    vocab_size: None,
+    num_heads: None,
+    num_kv_heads: None,
+    head_dim: None,
+    max_context: 2048,
+    rms_norm_eps: 1e-6,
+    act: ("hidden_act", Act::Silu),
+    tied: false,
+    theta: 10000.0,
+};
 
 /// Metadata of one folder.
 pub(crate) struct HfKeys<'a> {
@@ -223,6 +240,11 @@ impl<'a> HfKeys<'a> {
         })
     }
 
+    /// `sliding_window`: `null` means none, and a file without the key has the class's default.
+    pub(crate) fn window(&self, default: Option<usize>) -> Result<Option<usize>> {
+        if self.config.map.contains_key("sliding_window") { self.config.usize("sliding_window") } else { Ok(default) }
+    }
+
     /// The window of each layer: `layer_types` if the file has them, else `sliding(layer)`.
     pub(crate) fn windows(
         &self,
@@ -249,8 +271,19 @@ impl<'a> HfKeys<'a> {
         types.iter().map(one).collect()
     }
 
-    /// The configuration of a plain llama-like decoder; families change what differs.
-    pub(crate) fn decoder(&self, architecture: &str, defaults: &HfDefaults, rope: RopeSpec) -> Result<ModelConfig> {
+    /// The configuration of a plain llama-like decoder with one rotary table; families change what differs.
+    pub(crate) fn decoder(&self, architecture: &str, defaults: &HfDefaults) -> Result<ModelConfig> {
+        let rope = RopeDefaults { theta: defaults.theta, head_dim: self.head_dim(defaults)?, style: RopeStyle::Neox };
+        self.decoder_with_rope(architecture, defaults, self.rope(rope)?)
+    }
+
+    /// As [`Self::decoder`], with the rotary table that the family has read.
+    pub(crate) fn decoder_with_rope(
+        &self,
+        architecture: &str,
+        defaults: &HfDefaults,
+        rope: RopeSpec,
+    ) -> Result<ModelConfig> {
         let config = &self.config;
         let num_heads = self.num_heads(defaults)?;
         let head_dim = self.head_dim(defaults)?;

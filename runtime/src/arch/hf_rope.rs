@@ -36,20 +36,8 @@ pub(crate) struct RopeDefaults {
     pub(crate) theta: f32,
     /// Elements of a head.
     pub(crate) head_dim: usize,
-    /// Whether the family rotates `partial_rotary_factor` of a head.
-    pub(crate) partial: Partial,
     /// Pairing.
     pub(crate) style: RopeStyle,
-}
-
-/// How a family treats `partial_rotary_factor`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Partial {
-    /// Heads rotate whole. The reference implementations of these families don't look at the key.
-    Ignored,
-    /// Heads rotate in part; the reference's default where the key is missing, in percent.
-    #[allow(dead_code, reason = "read by families with partial rotation")]
-    Read(u32),
 }
 
 impl HfKeys<'_> {
@@ -139,26 +127,18 @@ impl HfKeys<'_> {
                 )));
             }
         };
+        // The reference implementations of these families rotate heads whole and don't look at the key.
         let partial = match params.f32("partial_rotary_factor")? {
             Some(factor) => Some(factor),
             None => self.config.f32("partial_rotary_factor")?,
         };
-        let rotary_dim = match (defaults.partial, partial) {
-            (Partial::Read(percent), factor) => {
-                (defaults.head_dim as f32 * factor.unwrap_or(percent as f32 / 100.0)) as usize
-            }
-            (Partial::Ignored, None | Some(1.0)) => defaults.head_dim,
-            (Partial::Ignored, Some(factor)) if scaling == RopeScaling::None => {
-                tracing::warn!(
-                    "partial_rotary_factor = {factor} has no effect in this architecture: heads rotate whole"
-                );
-                defaults.head_dim
-            }
-            (Partial::Ignored, Some(factor)) => {
+        if let Some(factor) = partial.filter(|&factor| factor != 1.0) {
+            if scaling != RopeScaling::None {
                 return Err(Error::Unsupported(format!("partial_rotary_factor = {factor} with rope type `{kind}`")));
             }
-        };
+            tracing::warn!("partial_rotary_factor = {factor} has no effect in this architecture: heads rotate whole");
+        }
         let base = params.f32("rope_theta")?.unwrap_or(defaults.theta);
-        Ok(RopeSpec { rotary_dim, style: defaults.style, base, scaling })
+        Ok(RopeSpec { rotary_dim: defaults.head_dim, style: defaults.style, base, scaling })
     }
 }

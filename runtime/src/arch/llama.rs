@@ -2,13 +2,12 @@
 //! GGUF also Mistral.
 
 use crate::arch::gguf::GgufKeys;
-use crate::arch::hf::{HfDefaults, HfKeys};
-use crate::arch::hf_rope::{Partial, RopeDefaults};
+use crate::arch::hf::{HfKeys, LLAMA_DEFAULTS};
 use crate::arch::names;
 use crate::arch::registry::{Architecture, GgufRecord, HfRecord};
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::plan::{Act, RopeStyle};
+use crate::plan::RopeStyle;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "llama",
@@ -28,24 +27,13 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     }),
 };
 
-const DEFAULTS: HfDefaults = HfDefaults {
-    vocab_size: None,
-    num_heads: None,
-    num_kv_heads: None,
-    head_dim: None,
-    max_context: 2048,
-    rms_norm_eps: 1e-6,
-    act: ("hidden_act", Act::Silu),
-    tied: false,
-};
-
 /// The converter permutes the rows of q and k into adjacent pairs, and puts Llama 3's scaling into a tensor.
 fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
     let mut config = keys.decoder("llama", RopeStyle::Interleaved)?;
     for rope in &mut config.ropes {
         rope.factors = Some("rope_freqs.weight");
     }
-    let window = keys.usize("attention.sliding_window")?.filter(|&window| window != 0);
+    let window = keys.window()?;
     for layer in &mut config.layers {
         layer.window = window;
     }
@@ -53,9 +41,7 @@ fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
 }
 
 fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
-    let head_dim = keys.head_dim(&DEFAULTS)?;
-    let rope = RopeDefaults { theta: 10000.0, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
-    let mut config = keys.decoder("llama", &DEFAULTS, keys.rope(rope)?)?;
+    let mut config = keys.decoder("llama", &LLAMA_DEFAULTS)?;
     config.qkv_bias = keys.bias("attention_bias")?;
     config.attention_output_bias = config.qkv_bias;
     config.mlp_bias = keys.bias("mlp_bias")?;

@@ -10,16 +10,25 @@
 //! | `gguf`, `hf` | typed reading of the two kinds of metadata, and what every family reads alike |
 
 mod decoder;
+mod ernie4_5;
+mod exaone4;
+mod gemma;
+mod gemma2;
 mod gemma3;
 mod gguf;
+mod granite;
 mod hf;
 mod hf_rope;
+mod hunyuan;
 mod llama;
 mod mistral;
 mod names;
+mod olmo2;
 mod qwen2;
 mod qwen3;
 pub mod registry;
+mod seed_oss;
+mod smollm3;
 #[cfg(test)]
 mod tests;
 

@@ -63,6 +63,10 @@ pub(crate) const HF_SANDWICH: TensorNames = TensorNames {
     ..HF
 };
 
+/// Hunyuan's names of the q and k norms.
+pub(crate) const HF_HUNYUAN: TensorNames =
+    TensorNames { q_norm: "self_attn.query_layernorm", k_norm: "self_attn.key_layernorm", ..HF };
+
 /// GGUF.
 pub(crate) const GGUF: TensorNames = TensorNames {
     prefixes: &[""],
@@ -85,6 +89,9 @@ pub(crate) const GGUF: TensorNames = TensorNames {
     post_ffn_norm: "post_ffw_norm",
     ignored: &[".attn_rot_embd.weight", "v.", "mm."],
 };
+
+/// Seed-OSS keeps the name of Hugging Face's second norm in GGUF.
+pub(crate) const GGUF_SEED_OSS: TensorNames = TensorNames { ffn_norm: "post_attention_norm", ..GGUF };
 
 impl TensorNames {
     /// Whether a tensor is one of those that carry nothing for the decoder.

@@ -1,13 +1,12 @@
 //! Qwen2 and Qwen2.5 (Yang et al. 2024): llama with biases on q, k and v.
 
 use crate::arch::gguf::GgufKeys;
-use crate::arch::hf::{HfDefaults, HfKeys};
-use crate::arch::hf_rope::{Partial, RopeDefaults};
+use crate::arch::hf::{HfDefaults, HfKeys, LLAMA_DEFAULTS};
 use crate::arch::names;
 use crate::arch::registry::{Architecture, GgufRecord, HfRecord};
 use crate::config::{Bias, ModelConfig};
 use crate::error::Result;
-use crate::plan::{Act, RopeStyle};
+use crate::plan::RopeStyle;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "qwen2",
@@ -27,16 +26,7 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     }),
 };
 
-const DEFAULTS: HfDefaults = HfDefaults {
-    vocab_size: None,
-    num_heads: None,
-    num_kv_heads: Some(32),
-    head_dim: None,
-    max_context: 32768,
-    rms_norm_eps: 1e-6,
-    act: ("hidden_act", Act::Silu),
-    tied: false,
-};
+const DEFAULTS: HfDefaults = HfDefaults { num_kv_heads: Some(32), max_context: 32768, ..LLAMA_DEFAULTS };
 
 fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
     let mut config = keys.decoder("qwen2", RopeStyle::Neox)?;
@@ -45,9 +35,7 @@ fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
 }
 
 fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
-    let head_dim = keys.head_dim(&DEFAULTS)?;
-    let rope = RopeDefaults { theta: 10000.0, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
-    let mut config = keys.decoder("qwen2", &DEFAULTS, keys.rope(rope)?)?;
+    let mut config = keys.decoder("qwen2", &DEFAULTS)?;
     config.qkv_bias = Bias::Required;
     set_windows(keys, &mut config)?;
     Ok(config)
@@ -56,12 +44,8 @@ fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
 /// Qwen's windows: off unless `use_sliding_window`, then on the layers that `layer_types` names, or without that list on
 /// the layers from `max_window_layers` on.
 pub(crate) fn set_windows(keys: &HfKeys<'_>, config: &mut ModelConfig) -> Result<()> {
-    let window = if keys.config.bool("use_sliding_window")?.unwrap_or(false) {
-        // `null` means none; a file without the key has the class's default.
-        if keys.config.map.contains_key("sliding_window") { keys.config.usize("sliding_window")? } else { Some(4096) }
-    } else {
-        None
-    };
+    let on = keys.config.bool("use_sliding_window")?.unwrap_or(false);
+    let window = if on { keys.window(Some(4096))? } else { None };
     let first = keys.config.usize("max_window_layers")?.unwrap_or(28);
     let windows = keys.windows(config.num_layers(), window, |layer| window.is_some() && layer >= first)?;
     for (layer, window) in config.layers.iter_mut().zip(windows) {

@@ -2,13 +2,12 @@
 //! embedding models made from it, whose tensors have no `model.` in front.
 
 use crate::arch::gguf::GgufKeys;
-use crate::arch::hf::{HfDefaults, HfKeys};
-use crate::arch::hf_rope::{Partial, RopeDefaults};
+use crate::arch::hf::{HfDefaults, HfKeys, LLAMA_DEFAULTS};
 use crate::arch::registry::{Architecture, GgufRecord, HfRecord};
 use crate::arch::{names, qwen2};
 use crate::config::{ModelConfig, QkNorm};
 use crate::error::Result;
-use crate::plan::{Act, RopeStyle};
+use crate::plan::RopeStyle;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "qwen3",
@@ -28,16 +27,8 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     }),
 };
 
-const DEFAULTS: HfDefaults = HfDefaults {
-    vocab_size: None,
-    num_heads: None,
-    num_kv_heads: Some(32),
-    head_dim: Some(128),
-    max_context: 32768,
-    rms_norm_eps: 1e-6,
-    act: ("hidden_act", Act::Silu),
-    tied: false,
-};
+const DEFAULTS: HfDefaults =
+    HfDefaults { num_kv_heads: Some(32), head_dim: Some(128), max_context: 32768, ..LLAMA_DEFAULTS };
 
 fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
     let mut config = keys.decoder("qwen3", RopeStyle::Neox)?;
@@ -46,9 +37,7 @@ fn from_gguf(keys: &GgufKeys<'_>) -> Result<ModelConfig> {
 }
 
 fn from_hf(keys: &HfKeys<'_>) -> Result<ModelConfig> {
-    let head_dim = keys.head_dim(&DEFAULTS)?;
-    let rope = RopeDefaults { theta: 10000.0, head_dim, partial: Partial::Ignored, style: RopeStyle::Neox };
-    let mut config = keys.decoder("qwen3", &DEFAULTS, keys.rope(rope)?)?;
+    let mut config = keys.decoder("qwen3", &DEFAULTS)?;
     config.qk_norm = QkNorm::Head;
     config.qkv_bias = keys.bias("attention_bias")?;
     config.attention_output_bias = config.qkv_bias;

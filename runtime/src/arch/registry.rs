@@ -6,7 +6,9 @@ use crate::arch::decoder;
 use crate::arch::gguf::GgufKeys;
 use crate::arch::hf::HfKeys;
 use crate::arch::names::TensorNames;
-use crate::arch::{gemma3, llama, mistral, qwen2, qwen3};
+use crate::arch::{
+    ernie4_5, exaone4, gemma, gemma2, gemma3, granite, hunyuan, llama, mistral, olmo2, qwen2, qwen3, seed_oss, smollm3,
+};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::loader::{Metadata, ModelFile};
@@ -52,8 +54,22 @@ pub(crate) struct HfRecord {
 }
 
 /// All of them.
-const ARCHITECTURES: &[Architecture] =
-    &[llama::ARCHITECTURE, mistral::ARCHITECTURE, qwen2::ARCHITECTURE, qwen3::ARCHITECTURE, gemma3::ARCHITECTURE];
+const ARCHITECTURES: &[Architecture] = &[
+    llama::ARCHITECTURE,
+    mistral::ARCHITECTURE,
+    qwen2::ARCHITECTURE,
+    qwen3::ARCHITECTURE,
+    gemma::ARCHITECTURE,
+    gemma2::ARCHITECTURE,
+    gemma3::ARCHITECTURE,
+    granite::ARCHITECTURE,
+    smollm3::ARCHITECTURE,
+    olmo2::ARCHITECTURE,
+    exaone4::ARCHITECTURE,
+    seed_oss::ARCHITECTURE,
+    ernie4_5::ARCHITECTURE,
+    hunyuan::ARCHITECTURE,
+];
 
 /// Names of the supported architectures.
 pub fn supported() -> impl Iterator<Item = &'static str> {

@@ -44,6 +44,9 @@ impl Vocabulary for ByteVocabulary {
 /// What a step is shown to before it is computed; it may sleep, block, fail or panic. The number counts from 0.
 pub type StepHook = Box<dyn FnMut(u64, &StepBatch) -> Result<()> + Send>;
 
+/// From the tokens so far to the next.
+type NextToken = Box<dyn Fn(&[u32]) -> u32 + Send>;
+
 /// How logits follow from a sequence.
 enum Logits {
     /// Pseudo-random, of all tokens and their order: nothing but the right history gives the right row.
@@ -51,7 +54,7 @@ enum Logits {
     /// High for one token: the script's, counted from the end of the prompt.
     Script(Vec<u32>),
     /// High for the token that the function finds for the history.
-    Next(Box<dyn Fn(&[u32]) -> u32 + Send>),
+    Next(NextToken),
 }
 
 /// An executor with exact expectations of its batches.

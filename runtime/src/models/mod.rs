@@ -1,1 +1,20 @@
 //! Which models there are, what they are called, and which are loaded.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`names`] | from a path to a name, and from a wrong name to the nearest right ones |
+//! | [`discover`] | walks the folders where models usually lie: plain, Hugging Face cache, Ollama store |
+//! | [`summary`] | what a file says of itself, for `list` and `inspect`, without an architecture's help |
+//! | [`load`](mod@load) | a file to a model that answers: tokenizer, template, executor, engine |
+//! | [`registry`] | names to loaded models: loads on first use, each model once |
+
+pub mod discover;
+pub mod load;
+pub mod names;
+pub mod registry;
+pub mod summary;
+
+pub use discover::{Catalog, Discovered, Origin, default_roots};
+pub use load::{LoadOptions, LoadedModel, Progress, Stage, load};
+pub use registry::Models;
+pub use summary::Summary;

@@ -15,7 +15,7 @@ pub fn exp_nonpositive(x: f32) -> f32 {
     // Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts: the first has so few bits that its product with |n| ≤ 126 is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < -87.0 { -87.0 } else { x };
     let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
@@ -51,7 +51,7 @@ pub(super) fn check_logit(logit: f32) -> Result<()> {
 #[inline(always)]
 fn chunk_max(chunk: &[f32]) -> (f32, bool) {
     let mut max = [f32::NEG_INFINITY; LANES];
-    let mut bad = [0_u32; LANES];
+    let mut good = [1_u32; LANES];
     let lanes = chunk.chunks_exact(LANES);
     let rest = lanes.remainder();
     for group in lanes {
@@ -59,15 +59,15 @@ fn chunk_max(chunk: &[f32]) -> (f32, bool) {
             let x = group[lane];
             max[lane] = if x > max[lane] { x } else { max[lane] };
             // Neither NaN nor +∞ is ≤ the largest finite number.
-            bad[lane] |= u32::from(!(x <= f32::MAX));
+            good[lane] &= u32::from(x <= f32::MAX);
         }
     }
     for (lane, &x) in rest.iter().enumerate() {
         max[lane] = if x > max[lane] { x } else { max[lane] };
-        bad[lane] |= u32::from(!(x <= f32::MAX));
+        good[lane] &= u32::from(x <= f32::MAX);
     }
     let highest = max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (highest, bad.iter().any(|&flag| flag != 0))
+    (highest, good.contains(&0))
 }
 
 /// Index and value of the highest logit; of equal ones the lowest index.
@@ -90,26 +90,26 @@ pub fn argmax(logits: &[f32]) -> Result<(u32, f32)> {
     Ok(((start + offset) as u32, best))
 }
 
-/// Σ e^((logit - max) / temperature) over a chunk of finite logits or −∞, none above `max`.
+/// Σ weight(logit) over a chunk.
 #[inline(always)]
-pub(super) fn sum_exp(chunk: &[f32], max: f32, temperature: f32) -> f64 {
+pub(super) fn sum_of(chunk: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
     let mut sums = [0.0_f32; LANES];
     let lanes = chunk.chunks_exact(LANES);
     let rest = lanes.remainder();
     for group in lanes {
         for lane in 0..LANES {
-            sums[lane] += exp_nonpositive((group[lane] - max) / temperature);
+            sums[lane] += weight(group[lane]);
         }
     }
-    for (lane, &x) in rest.iter().enumerate() {
-        sums[lane] += exp_nonpositive((x - max) / temperature);
+    for (lane, &logit) in rest.iter().enumerate() {
+        sums[lane] += weight(logit);
     }
     sums.iter().map(|&sum| f64::from(sum)).sum()
 }
 
-/// Σ e^(logit - max) over a row.
+/// Σ e^(logit - max) over a row of finite logits or −∞, none above `max`.
 pub(super) fn partition_sum(logits: &[f32], max: f32) -> f64 {
-    logits.chunks(CHUNK).map(|chunk| sum_exp(chunk, max, 1.0)).sum()
+    logits.chunks(CHUNK).map(|chunk| sum_of(chunk, |logit| exp_nonpositive(logit - max))).sum()
 }
 
 #[cfg(test)]

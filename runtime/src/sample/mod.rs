@@ -20,6 +20,7 @@
 
 mod logprobs;
 pub mod math;
+mod nucleus;
 mod sampler;
 mod select;
 #[cfg(test)]

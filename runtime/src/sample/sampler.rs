@@ -6,7 +6,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::math::{CHUNK, argmax, exp_nonpositive, partition_sum, sum_exp};
+use super::math::{CHUNK, argmax, exp_nonpositive, sum_of};
+use super::nucleus::{min_p_of_all, prefix_with, top_p_of_all};
 use super::select::{Candidate, by_rank, top_k};
 use crate::engine::SamplingParams;
 use crate::error::Result;
@@ -21,7 +22,7 @@ pub struct Scratch {
     window: Vec<u32>,
     /// Weight of each candidate.
     weights: Vec<f32>,
-    /// Sum of the weights of each chunk of the vocabulary.
+    /// Sums of weights: of each chunk of the vocabulary, or of each range of logits.
     sums: Vec<f64>,
 }
 
@@ -123,30 +124,28 @@ impl Sampler {
             return Ok(argmax(logits)?.0);
         }
         let Scratch { candidates, weights, sums, .. } = scratch;
-        if k > 0 && k < logits.len() {
+        let max = if k > 0 && k < logits.len() {
             top_k(logits, k, candidates)?;
             candidates.sort_unstable_by(by_rank);
+            let max = candidates[0].logit;
             if top_p < 1.0 {
-                let max = candidates[0].logit;
-                let total = candidates.iter().map(|c| f64::from(exp_nonpositive(c.logit - max))).sum();
-                candidates.truncate(nucleus(candidates, top_p, max, total).unwrap_or(candidates.len()));
+                let total = candidates.iter().map(|c| f64::from(exp_nonpositive(c.logit - max))).sum::<f64>();
+                let kept = prefix_with(candidates, f64::from(top_p) * total, max);
+                candidates.truncate(kept.unwrap_or(candidates.len()));
             }
-        } else if top_p < 1.0 {
-            let (_, max) = argmax(logits)?;
-            let total = partition_sum(logits, max);
-            most_probable(logits, top_p, max, total, candidates)?;
-        } else if min_p > 0.0 {
-            let (_, max) = argmax(logits)?;
-            candidates.clear();
-            let likely = logits.iter().zip(0..).filter(|&(&logit, _)| exp_nonpositive(logit - max) >= min_p);
-            candidates.extend(likely.map(|(&logit, id)| Candidate { logit, id }));
-            return Ok(self.draw(candidates, max, weights));
+            max
         } else {
-            return self.draw_from_all(logits, sums);
-        }
-        let max = candidates[0].logit;
-        let likely = candidates.partition_point(|c| exp_nonpositive(c.logit - max) >= min_p);
-        candidates.truncate(likely.max(1));
+            let (_, max) = argmax(logits)?;
+            if top_p < 1.0 {
+                top_p_of_all(logits, top_p, max, candidates, sums)?;
+            } else if min_p > 0.0 {
+                min_p_of_all(logits, min_p, max, candidates);
+            } else {
+                return Ok(self.draw_from_all(logits, max, sums));
+            }
+            max
+        };
+        candidates.retain(|c| exp_nonpositive(c.logit - max) >= min_p);
         Ok(self.draw(candidates, max, weights))
     }
 
@@ -160,11 +159,11 @@ impl Sampler {
     }
 
     /// Draws from the whole row without sorting or storing it: sums of chunks first, then one chunk token by token.
-    fn draw_from_all(&mut self, logits: &[f32], sums: &mut Vec<f64>) -> Result<u32> {
-        let (_, max) = argmax(logits)?;
+    fn draw_from_all(&mut self, logits: &[f32], max: f32, sums: &mut Vec<f64>) -> u32 {
         let temperature = self.params.temperature;
         sums.clear();
-        sums.extend(logits.chunks(CHUNK).map(|chunk| sum_exp(chunk, max, temperature)));
+        let weight = |logit: f32| exp_nonpositive((logit - max) / temperature);
+        sums.extend(logits.chunks(CHUNK).map(|chunk| sum_of(chunk, weight)));
         let mut target = self.uniform() * sums.iter().sum::<f64>();
         let mut chosen = 0;
         for (index, &sum) in sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
@@ -176,8 +175,8 @@ impl Sampler {
         }
         let start = chosen * CHUNK;
         let chunk = &logits[start..logits.len().min(start + CHUNK)];
-        let index = pick(chunk.iter().map(|&logit| exp_nonpositive((logit - max) / temperature)), target);
-        Ok((start + index) as u32)
+        let index = pick(chunk.iter().map(|&logit| weight(logit)), target);
+        (start + index) as u32
     }
 
     /// In [0, 1), a multiple of 2^-53.
@@ -198,35 +197,4 @@ fn pick(weights: impl Iterator<Item = f32>, mut target: f64) -> usize {
         }
     }
     chosen
-}
-
-/// How many of the best candidates together have the share `top_p` of `total`; at least one. `None`: they all have less.
-fn nucleus(sorted: &[Candidate], top_p: f32, max: f32, total: f64) -> Option<usize> {
-    let wanted = f64::from(top_p) * total;
-    let mut sum = 0.0;
-    sorted
-        .iter()
-        .position(|c| {
-            sum += f64::from(exp_nonpositive(c.logit - max));
-            sum >= wanted
-        })
-        .map(|index| index + 1)
-}
-
-/// Top-p over a whole vocabulary, best first: a few hundred candidates nearly always hold the share, so only they are
-/// selected and sorted, and more only if they turn out to be too few.
-fn most_probable(logits: &[f32], top_p: f32, max: f32, total: f64, candidates: &mut Vec<Candidate>) -> Result<()> {
-    let mut num_selected = 256;
-    loop {
-        top_k(logits, num_selected, candidates)?;
-        candidates.sort_unstable_by(by_rank);
-        let found = nucleus(candidates, top_p, max, total);
-        if let Some(len) = found {
-            candidates.truncate(len);
-        }
-        if found.is_some() || num_selected >= logits.len() {
-            return Ok(());
-        }
-        num_selected *= 8;
-    }
 }

@@ -6,7 +6,7 @@ use super::math::{bad_logits, check_logit};
 use crate::error::Result;
 
 /// Logits that are looked at together: one compare pass decides whether any of them matters.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,0 +1,130 @@
+//! The CUDA driver, found at run time: one binary runs on hosts with and without it.
+//!
+//! Nothing here is called when a model runs on the CPU: initialising the driver takes a moment and a context takes
+//! memory, so only `--version`, `probe` and a CUDA executor ask.
+
+/// What this host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Driver {
+    /// This binary was built without the feature `cuda`.
+    NotBuilt,
+    /// No driver library on this host.
+    Missing,
+    /// A driver library that doesn't work (no device node, a version that doesn't match the kernel module).
+    Broken {
+        /// What it said.
+        reason: String,
+    },
+    /// A working driver.
+    Present {
+        /// Newest CUDA version that it speaks: `(12, 8)`.
+        version: (u32, u32),
+        /// In the driver's order; may be empty.
+        devices: Vec<Device>,
+    },
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// As the driver calls it.
+    pub name: String,
+    /// Bytes.
+    pub memory: u64,
+    /// `(9, 0)` is sm_90.
+    pub compute_capability: (u32, u32),
+}
+
+impl std::fmt::Display for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotBuilt => f.write_str("not built in"),
+            Self::Missing => f.write_str("no driver on this host"),
+            Self::Broken { reason } => write!(f, "driver present, but unusable: {reason}"),
+            Self::Present { version: (major, minor), devices } => {
+                write!(f, "driver present, CUDA {major}.{minor}, {} device(s)", devices.len())?;
+                for Device { name, memory, compute_capability: (major, minor) } in devices {
+                    write!(f, "; {name}, {} MiB, sm_{major}{minor}", memory >> 20)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Asks the driver what there is. Creates no context.
+#[cfg(not(feature = "cuda"))]
+pub fn probe() -> Driver {
+    Driver::NotBuilt
+}
+
+/// Asks the driver what there is. Creates no context.
+#[cfg(feature = "cuda")]
+pub fn probe() -> Driver {
+    if !driver_library_present() {
+        return Driver::Missing;
+    }
+    match ask() {
+        Ok((version, devices)) => Driver::Present { version, devices },
+        Err(error) => Driver::Broken { reason: format!("{error}") },
+    }
+}
+
+/// cudarc panics on the first call if it finds no library, so every path into it asks here first.
+#[cfg(feature = "cuda")]
+fn driver_library_present() -> bool {
+    // SAFETY: the function opens libcuda by name, which runs the initialisers of NVIDIA's driver library and asks
+    // for nothing else; it has no other precondition.
+    unsafe { cudarc::driver::sys::is_culib_present() }
+}
+
+#[cfg(feature = "cuda")]
+fn ask() -> Result<((u32, u32), Vec<Device>), cudarc::driver::result::DriverError> {
+    use cudarc::driver::result::{self, device};
+    use cudarc::driver::sys;
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    result::init()?;
+    let mut version = 0;
+    // SAFETY: the pointer is to a live integer, which the call fills.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    let mut devices = Vec::new();
+    for ordinal in 0..device::get_count()? {
+        let device = device::get(ordinal)?;
+        // SAFETY: `device` was returned by `device::get` just now.
+        let (memory, major, minor) = unsafe {
+            (device::total_mem(device)?, device::get_attribute(device, MAJOR)?, device::get_attribute(device, MINOR)?)
+        };
+        devices.push(Device {
+            name: device::get_name(device)?,
+            memory: memory as u64,
+            compute_capability: (major.unsigned_abs(), minor.unsigned_abs()),
+        });
+    }
+    let version = version.unsigned_abs();
+    Ok(((version / 1000, version % 1000 / 10), devices))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probing_never_panics_and_says_what_is_there() {
+        let text = probe().to_string();
+        assert!(!text.is_empty());
+        if std::env::var("REQUIRE_CUDA").as_deref() == Ok("1") {
+            let Driver::Present { devices, .. } = probe() else { panic!("{text}") };
+            assert!(!devices.is_empty());
+            assert!(devices.iter().all(|device| device.memory > 1 << 30 && device.compute_capability.0 >= 5));
+        }
+    }
+
+    #[test]
+    fn a_driver_prints_its_devices() {
+        let device = Device { name: "H100".into(), memory: 80 << 30, compute_capability: (9, 0) };
+        let driver = Driver::Present { version: (12, 8), devices: vec![device] };
+        assert_eq!(driver.to_string(), "driver present, CUDA 12.8, 1 device(s); H100, 81920 MiB, sm_90");
+    }
+}

@@ -1,0 +1,216 @@
+//! From a file to a model that answers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use crate::config::{ModelConfig, SamplingDefaults};
+use crate::engine::{Engine, EngineOptions, SamplingParams};
+use crate::error::{Error, Result};
+use crate::exec::{ExecOptions, Executor};
+use crate::loader::ModelFile;
+use crate::models::names;
+use crate::plan::{OutputKind, Plan};
+use crate::text::{AddSpecial, ChatTemplate, GenerationPrompt, ParseSpecial, Tokenizer};
+
+/// Touched at a time while a file is read ahead.
+const PAGE_BYTES: usize = 4096;
+/// A report every so many bytes.
+const REPORT_BYTES: usize = 16 << 20;
+
+/// What a load is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the weights into the page cache.
+    Reading,
+    /// Building the executor: choosing kernels, laying weights out for them.
+    Preparing,
+}
+
+impl Stage {
+    /// For a progress bar.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reading => "reading",
+            Self::Preparing => "preparing",
+        }
+    }
+}
+
+/// How far a load has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What is done now.
+    pub stage: Stage,
+    /// Bytes done of this stage.
+    pub done: u64,
+    /// Bytes to do.
+    pub total: u64,
+}
+
+/// Called from the loading thread.
+pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// How to load.
+#[derive(Clone, Default)]
+pub struct LoadOptions {
+    /// For the executor.
+    pub exec: ExecOptions,
+    /// For the engine.
+    pub engine: EngineOptions,
+    /// The model's name; `None`: from the path.
+    pub name: Option<String>,
+    /// Watches the load. With a watcher the weights are read ahead, so that what it sees is the disk's progress;
+    /// without one the pages come in as they are first needed.
+    pub progress: Option<ProgressFn>,
+}
+
+impl std::fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("exec", &self.exec)
+            .field("engine", &self.engine)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A model that answers.
+pub struct LoadedModel {
+    /// What clients call it.
+    pub name: String,
+    /// File or folder.
+    pub path: PathBuf,
+    /// Its numbers.
+    pub config: ModelConfig,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// `None`: the file has none, so it can complete but not chat.
+    pub template: Option<ChatTemplate>,
+    /// Its thread.
+    pub engine: Engine,
+    /// What the model's makers recommend, over [`SamplingParams::default`].
+    pub defaults: SamplingParams,
+    /// How long the load took.
+    pub load_time: Duration,
+}
+
+impl LoadedModel {
+    /// Renders a conversation with the model's own template and encodes it. The template says which special tokens
+    /// there are, so none is added (this is what the template's authors test with).
+    ///
+    /// `messages` is the array of the chat API; `extra` are further template variables.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when there is no template or it refuses the messages; [`Error::Tokenizer`].
+    pub fn encode_chat(&self, messages: &Value, extra: &Map<String, Value>) -> Result<Vec<u32>> {
+        let text = self.render_chat(messages, extra)?;
+        self.tokenizer.encode(&text, AddSpecial::No, ParseSpecial::Yes)
+    }
+
+    /// The text of a conversation as the model wants it, up to where its answer starts.
+    ///
+    /// # Errors
+    /// [`Error::Template`].
+    pub fn render_chat(&self, messages: &Value, extra: &Map<String, Value>) -> Result<String> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            Error::Template(format!("`{}` has no chat template; use plain completion instead", self.name))
+        })?;
+        template.render(messages, None, GenerationPrompt::Yes, extra)
+    }
+
+    /// Encodes a plain prompt, with the special tokens that the model's vocabulary adds to every text (BOS). Special
+    /// tokens written out in the text are taken as such.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, AddSpecial::Yes, ParseSpecial::Yes)
+    }
+}
+
+impl Drop for LoadedModel {
+    fn drop(&mut self) {
+        self.engine.shutdown();
+    }
+}
+
+/// Opens, checks and starts the model at `path`.
+///
+/// # Errors
+/// What is wrong with the file, what in it isn't supported, or what doesn't fit into memory.
+pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
+    load_with(path, options, crate::exec::build)
+}
+
+/// [`load`] with another way to build the executor: for tests of what is built on a loaded model.
+///
+/// # Errors
+/// Those of [`load`] and of `build`.
+pub fn load_with(
+    path: &Path,
+    options: &LoadOptions,
+    build: impl FnOnce(&Plan, &ExecOptions) -> Result<Box<dyn Executor>>,
+) -> Result<LoadedModel> {
+    let start = Instant::now();
+    let name = options.name.clone().unwrap_or_else(|| names::from_path(path));
+    let file = ModelFile::open(path)?;
+    let (config, plan) = crate::arch::load(&file, OutputKind::Logits)?;
+    let tokenizer = Arc::new(Tokenizer::for_model(&file)?);
+    let template = ChatTemplate::for_model(&file, &tokenizer)?;
+    if let Some(progress) = &options.progress {
+        read_ahead(&file, progress.as_ref());
+        progress(Progress { stage: Stage::Preparing, done: 0, total: file.tensor_bytes() });
+    }
+    let executor = build(&plan, &options.exec)?;
+    let limits = executor.limits();
+    tracing::info!(
+        model = name,
+        architecture = plan.architecture,
+        executor = executor.name(),
+        context = limits.max_context,
+        kv_blocks = limits.num_kv_blocks,
+        "loaded in {:.0} ms",
+        start.elapsed().as_secs_f64() * 1e3
+    );
+    if limits.max_context < plan.max_context {
+        tracing::warn!(
+            "{name}: the context is limited to {} of the model's {} tokens; --ctx sets it",
+            limits.max_context,
+            plan.max_context
+        );
+    }
+    let engine = Engine::start(&name, executor, tokenizer.clone(), options.engine)?;
+    let defaults = recommended(&config.defaults);
+    let path = path.to_path_buf();
+    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, load_time: start.elapsed() })
+}
+
+/// The model's recommendations over the general defaults.
+fn recommended(model: &SamplingDefaults) -> SamplingParams {
+    let general = SamplingParams::default();
+    SamplingParams {
+        temperature: model.temperature.unwrap_or(general.temperature),
+        top_k: model.top_k.unwrap_or(general.top_k),
+        top_p: model.top_p.unwrap_or(general.top_p),
+        min_p: model.min_p.unwrap_or(general.min_p),
+        repeat_penalty: model.repeat_penalty.unwrap_or(general.repeat_penalty),
+        ..general
+    }
+}
+
+/// Touches every page of the weights once, in the order of the file.
+fn read_ahead(file: &ModelFile, progress: &(dyn Fn(Progress) + Send + Sync)) {
+    let total = file.tensor_bytes();
+    let mut views: Vec<&[u8]> = file.tensors().map(|(_, view)| &*view.data).collect();
+    views.sort_by_key(|bytes| bytes.as_ptr());
+    let (mut done, mut sum) = (0u64, 0u8);
+    for chunk in views.into_iter().flat_map(|bytes| bytes.chunks(REPORT_BYTES)) {
+        sum = chunk.iter().step_by(PAGE_BYTES).fold(sum, |sum, byte| sum.wrapping_add(*byte));
+        done += chunk.len() as u64;
+        progress(Progress { stage: Stage::Reading, done, total });
+    }
+    std::hint::black_box(sum);
+}

@@ -1,0 +1,287 @@
+//! Names to loaded models. A model is loaded when it is first asked for; whoever asks meanwhile waits for that load
+//! and gets its result. Nothing is unloaded yet: `State::slots` is the place where keep-alive and eviction will work.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::models::discover::{Catalog, Discovered};
+use crate::models::load::LoadedModel;
+
+/// A list of models is trusted for this long.
+const CATALOG_AGE: Duration = Duration::from_secs(30);
+/// A name that isn't in the list makes a new scan, but not more often than this.
+const RESCAN_AGE: Duration = Duration::from_secs(2);
+
+/// What `load` failed with, for everybody who waited for it.
+pub type SharedError = Arc<Error>;
+
+type Loader<M> = Box<dyn Fn(&Discovered) -> crate::Result<M> + Send + Sync>;
+
+/// All models of a process. `M` is [`LoadedModel`] but in tests.
+pub struct Models<M = LoadedModel> {
+    /// Explicitly named ones, found before those of the roots.
+    pinned: Vec<Discovered>,
+    roots: Vec<PathBuf>,
+    loader: Loader<M>,
+    state: Mutex<State<M>>,
+    /// Held while the disk is walked, so that many askers make one scan.
+    scanning: Mutex<()>,
+}
+
+struct State<M> {
+    catalog: Option<(Instant, Arc<Catalog>)>,
+    /// By path: a model with two names is loaded once.
+    slots: HashMap<PathBuf, Slot<M>>,
+}
+
+enum Slot<M> {
+    Loading(Arc<Attempt<M>>),
+    Ready(Arc<M>),
+}
+
+/// One running load and who waits for it.
+struct Attempt<M> {
+    outcome: Mutex<Option<Result<Arc<M>, SharedError>>>,
+    done: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while one of these is held leaves whole values behind: they are only ever replaced.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<M> Models<M> {
+    /// `pinned` models come first and are known without a scan; `roots` are walked when a list or an unknown name asks for it.
+    pub fn new(
+        pinned: Vec<Discovered>,
+        roots: Vec<PathBuf>,
+        loader: impl Fn(&Discovered) -> crate::Result<M> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            pinned,
+            roots,
+            loader: Box::new(loader),
+            state: Mutex::new(State { catalog: None, slots: HashMap::new() }),
+            scanning: Mutex::new(()),
+        }
+    }
+
+    /// The first model that was named when the process started: it answers requests that name none.
+    pub fn default_model(&self) -> Option<&Discovered> {
+        self.pinned.first()
+    }
+
+    /// Every model there is, by name, and whether it is loaded. May walk the disk.
+    pub fn list(&self) -> Vec<(Discovered, bool)> {
+        let catalog = self.catalog(CATALOG_AGE);
+        let state = lock(&self.state);
+        let is_loaded = |model: &Discovered| matches!(state.slots.get(&model.path), Some(Slot::Ready(_)));
+        catalog.models().iter().map(|model| (model.clone(), is_loaded(model))).collect()
+    }
+
+    /// What is called `name`, loaded or not. May walk the disk.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`] with the nearest names.
+    pub fn find(&self, name: &str) -> crate::Result<Discovered> {
+        if let Some(model) = self.known(name) {
+            return Ok(model);
+        }
+        let catalog = self.catalog(CATALOG_AGE);
+        if let Some(model) = catalog.find(name) {
+            return Ok(model.clone());
+        }
+        let catalog = self.catalog(RESCAN_AGE);
+        catalog.find(name).cloned().ok_or_else(|| catalog.not_found(name))
+    }
+
+    /// The model called `name` if it is loaded. Quick: no disk, no waiting.
+    pub fn ready(&self, name: &str) -> Option<Arc<M>> {
+        let path = self.known(name)?.path;
+        match lock(&self.state).slots.get(&path) {
+            Some(Slot::Ready(model)) => Some(Arc::clone(model)),
+            _ => None,
+        }
+    }
+
+    /// The model called `name`, loaded if it isn't yet. Blocks while it loads.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], or what the load failed with. The next call tries again.
+    pub fn get(&self, name: &str) -> Result<Arc<M>, SharedError> {
+        let model = self.find(name)?;
+        let (attempt, is_mine) = {
+            let mut state = lock(&self.state);
+            match state.slots.get(&model.path) {
+                Some(Slot::Ready(model)) => return Ok(Arc::clone(model)),
+                Some(Slot::Loading(attempt)) => (Arc::clone(attempt), false),
+                None => {
+                    let attempt = Arc::new(Attempt { outcome: Mutex::new(None), done: Condvar::new() });
+                    state.slots.insert(model.path.clone(), Slot::Loading(Arc::clone(&attempt)));
+                    (attempt, true)
+                }
+            }
+        };
+        if !is_mine {
+            let mut outcome = lock(&attempt.outcome);
+            loop {
+                if let Some(outcome) = outcome.as_ref() {
+                    return outcome.clone();
+                }
+                outcome = attempt.done.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        let mut finish = Finish { models: self, path: &model.path, attempt: &attempt, outcome: None };
+        let outcome = (self.loader)(&model).map(Arc::new).map_err(Arc::new);
+        finish.outcome = Some(outcome.clone());
+        drop(finish);
+        outcome
+    }
+
+    /// A model of the pinned ones or of the last scan, however old.
+    fn known(&self, name: &str) -> Option<Discovered> {
+        let state = lock(&self.state);
+        if let Some((_, catalog)) = &state.catalog {
+            return catalog.find(name).cloned();
+        }
+        drop(state);
+        let wanted = super::names::normalise(name);
+        self.pinned.iter().find(|model| model.name == wanted || model.name == name).cloned()
+    }
+
+    fn fresh(&self, age: Duration) -> Option<Arc<Catalog>> {
+        let state = lock(&self.state);
+        let (at, catalog) = state.catalog.as_ref()?;
+        (at.elapsed() < age).then(|| Arc::clone(catalog))
+    }
+
+    fn catalog(&self, age: Duration) -> Arc<Catalog> {
+        if let Some(catalog) = self.fresh(age) {
+            return catalog;
+        }
+        let _scanning = lock(&self.scanning);
+        if let Some(catalog) = self.fresh(age) {
+            return catalog;
+        }
+        let catalog = Arc::new(Catalog::scan(&self.pinned, &self.roots));
+        lock(&self.state).catalog = Some((Instant::now(), Arc::clone(&catalog)));
+        catalog
+    }
+}
+
+/// Publishes the outcome of a load, even if the loader panicked: nobody may wait for ever.
+struct Finish<'a, M> {
+    models: &'a Models<M>,
+    path: &'a PathBuf,
+    attempt: &'a Attempt<M>,
+    outcome: Option<Result<Arc<M>, SharedError>>,
+}
+
+impl<M> Drop for Finish<'_, M> {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            Err(Arc::new(Error::EngineStopped(format!("loading {} failed unexpectedly", self.path.display()))))
+        });
+        let mut state = lock(&self.models.state);
+        match &outcome {
+            Ok(model) => state.slots.insert(self.path.clone(), Slot::Ready(Arc::clone(model))),
+            Err(_) => state.slots.remove(self.path),
+        };
+        drop(state);
+        *lock(&self.attempt.outcome) = Some(outcome);
+        self.attempt.done.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::models::discover::Origin;
+
+    fn entry(name: &str) -> Discovered {
+        Discovered {
+            name: name.into(),
+            aliases: vec![format!("{name}-alias")],
+            path: format!("/nowhere/{name}").into(),
+            bytes: 0,
+            modified: None,
+            origin: Origin::File,
+        }
+    }
+
+    #[test]
+    fn eight_askers_make_one_load() {
+        let loads = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&loads);
+        let models = Models::new(vec![entry("a")], vec![], move |model| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(model.name.clone())
+        });
+        assert!(models.ready("a").is_none());
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| models.get("A").unwrap())).collect();
+            for thread in threads {
+                assert_eq!(*thread.join().unwrap(), "a");
+            }
+        });
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        assert_eq!(models.ready("a").as_deref(), Some(&"a".to_string()));
+        assert_eq!(*models.get("a-alias").unwrap(), "a");
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        assert!(models.list()[0].1);
+    }
+
+    #[test]
+    fn a_failed_load_is_reported_to_all_and_tried_again() {
+        let loads = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&loads);
+        let models: Models<()> = Models::new(vec![entry("a")], vec![], move |_| {
+            std::thread::sleep(Duration::from_millis(20));
+            match counter.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(Error::Unsupported("first".into())),
+                _ => Ok(()),
+            }
+        });
+        let errors = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| models.get("a").is_err())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).filter(|&failed| failed).count()
+        });
+        assert!(errors >= 1);
+        assert!(models.get("a").is_ok());
+    }
+
+    #[test]
+    fn a_panicking_loader_frees_the_waiters() {
+        let models: Models<()> = Models::new(vec![entry("a")], vec![], |_| panic!("loader"));
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| models.get("a"));
+            assert!(first.join().is_err());
+        });
+        assert!(lock(&models.state).slots.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_nearest_and_loads_nothing() {
+        let models: Models<()> = Models::new(vec![entry("smollm2")], vec![], |_| panic!("loaded"));
+        let error = models.get("smollm3").unwrap_err();
+        assert!(matches!(&*error, Error::ModelNotFound { nearest, .. } if nearest == &["smollm2"]), "{error}");
+        assert_eq!(models.default_model().unwrap().name, "smollm2");
+    }
+
+    #[test]
+    fn a_new_file_is_found_without_a_restart() {
+        let root = tempfile::tempdir().unwrap();
+        let models = Models::new(vec![], vec![root.path().into()], |model| Ok(model.name.clone()));
+        assert!(models.get("late").is_err());
+        std::fs::write(root.path().join("late.gguf"), b"x").unwrap();
+        // The unknown name made a scan a moment ago; another one is due after RESCAN_AGE.
+        lock(&models.state).catalog.as_mut().unwrap().0 -= RESCAN_AGE;
+        assert_eq!(*models.get("late").unwrap(), "late");
+    }
+}

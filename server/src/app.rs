@@ -1,0 +1,139 @@
+//! The service: what all requests share, which resources there are, and how it starts and stops.
+
+use std::future::Future;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use actix_web::dev::Service;
+use actix_web::{App, HttpServer, web};
+use shimmy_runtime::models::Models;
+
+use crate::drain::Gate;
+use crate::routes;
+
+/// HTTP threads. They only move bytes: more would take turns with the threads that compute.
+const WORKERS: usize = 2;
+/// After the last generation ended: time for its last bytes to leave.
+const LAST_BYTES_SECONDS: u64 = 3;
+
+/// What is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest request body.
+    pub max_body_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_body_bytes: 10 << 20 }
+    }
+}
+
+/// Whether the service can answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The model named at the start isn't loaded yet.
+    Loading,
+    /// Yes.
+    Ready,
+    /// Running answers are finished, new ones are refused.
+    Draining,
+}
+
+/// What all requests share.
+pub struct AppState {
+    /// Names to models.
+    pub models: Models,
+    /// Running generations.
+    pub gate: Arc<Gate>,
+    /// What is refused.
+    pub limits: Limits,
+    ready: AtomicBool,
+}
+
+impl AppState {
+    /// A service over these models. It is [`Phase::Loading`] until [`AppState::set_ready`].
+    pub fn new(models: Models, limits: Limits) -> Self {
+        Self { models, gate: Arc::default(), limits, ready: AtomicBool::new(false) }
+    }
+
+    /// From now on requests are answered.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it can answer now.
+    pub fn phase(&self) -> Phase {
+        if self.gate.is_closed() {
+            Phase::Draining
+        } else if self.ready.load(Ordering::SeqCst) {
+            Phase::Ready
+        } else {
+            Phase::Loading
+        }
+    }
+}
+
+/// All resources: one line each.
+pub fn configure(cfg: &mut web::ServiceConfig) {
+    cfg.configure(routes::health::config).configure(routes::openai::config).default_service(web::to(routes::not_found));
+}
+
+/// Serves on `listener` until `shutdown`, then refuses new generations, lets running ones finish for up to
+/// `drain_deadline`, and returns.
+///
+/// # Errors
+/// When the listener can't be used.
+pub async fn serve(
+    listener: TcpListener,
+    state: web::Data<AppState>,
+    drain_deadline: Duration,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let shared = state.clone();
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(shared.clone())
+            .wrap_fn(|request, service| {
+                let start = Instant::now();
+                let line =
+                    tracing::enabled!(tracing::Level::INFO).then(|| format!("{} {}", request.method(), request.path()));
+                let response = service.call(request);
+                async move {
+                    let response = response.await?;
+                    if let Some(line) = line {
+                        let ms = start.elapsed().as_secs_f64() * 1e3;
+                        tracing::info!("{line} {} {ms:.1} ms", response.status().as_u16());
+                    }
+                    Ok(response)
+                }
+            })
+            .configure(configure)
+    })
+    .workers(WORKERS)
+    .tcp_nodelay(true)
+    // A client that closes its side has gone: this is how a vanished client stops its generation at once instead of
+    // at the next failed write.
+    .h1_allow_half_closed(false)
+    .keep_alive(Duration::from_secs(75))
+    .client_request_timeout(Duration::from_secs(15))
+    .shutdown_timeout(LAST_BYTES_SECONDS)
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    let handle = server.handle();
+    let running = actix_web::rt::spawn(server);
+    shutdown.await;
+    state.gate.close();
+    let count = state.gate.running();
+    tracing::info!("shutting down; {count} generations still run");
+    let is_idle = tokio::time::timeout(drain_deadline, state.gate.wait_idle()).await.is_ok();
+    if !is_idle {
+        tracing::warn!("{} generations did not end in {drain_deadline:?} and are cut off", state.gate.running());
+    }
+    handle.stop(is_idle).await;
+    running.await.map_err(io::Error::other)?
+}

@@ -1,0 +1,197 @@
+//! Arguments that several commands share: which model, how to run it, how to draw.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use shimmy_runtime::engine::{EngineOptions, SamplingParams};
+use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvDtype};
+use shimmy_runtime::models::{self, Catalog, Discovered, LoadOptions, LoadedModel, default_roots};
+
+use super::failure::usage;
+use super::progress::Bar;
+
+/// Where to look for models.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct RootArgs {
+    /// More folders with models, searched first; `:` or `;` between them. SHIMMY_MODEL_PATHS does the same.
+    #[arg(long, value_name = "FOLDERS")]
+    pub(super) model_dirs: Option<String>,
+}
+
+impl RootArgs {
+    /// All roots, in the order of their search.
+    pub(super) fn roots(&self) -> Vec<PathBuf> {
+        let extra = self.model_dirs.as_deref().map(models::discover::split_paths).unwrap_or_default();
+        default_roots(&extra, |name| std::env::var_os(name))
+    }
+}
+
+/// Which executor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum BackendArg {
+    /// The fastest that can run the model.
+    #[default]
+    Auto,
+    /// The fast one on the CPU.
+    Cpu,
+    /// The portable one that the fast ones are checked against.
+    Candle,
+}
+
+/// Arithmetic of quantised matmuls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ActivationsArg {
+    /// Activations in blocks of int8: fast.
+    #[default]
+    Q8,
+    /// f32: exact and slower.
+    F32,
+}
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum KvArg {
+    /// Half the memory.
+    #[default]
+    F16,
+    /// Exact.
+    F32,
+}
+
+/// How to run a model.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "How to run the model")]
+pub(super) struct ExecArgs {
+    /// Which executor.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) backend: BackendArg,
+    /// Worker threads [default: the physical cores this process may use].
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Most tokens of one conversation [default: what the model was made for, as far as memory allows].
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) ctx: Option<NonZeroUsize>,
+    /// Arithmetic of matmuls with quantised weights.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) activations: ActivationsArg,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) kv: KvArg,
+    /// Tokens that the KV cache holds over all conversations [default: one full context].
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) kv_tokens: Option<NonZeroUsize>,
+    /// Most tokens in one step of the engine.
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    pub(super) batch_tokens: Option<NonZeroUsize>,
+}
+
+impl ExecArgs {
+    /// For the executor.
+    pub(super) fn options(&self) -> ExecOptions {
+        let defaults = ExecOptions::default();
+        ExecOptions {
+            backend: match self.backend {
+                BackendArg::Auto => Backend::Auto,
+                BackendArg::Cpu => Backend::Cpu,
+                BackendArg::Candle => Backend::Candle,
+            },
+            threads: self.threads.map(NonZeroUsize::get),
+            max_context: self.ctx.map(NonZeroUsize::get),
+            kv_tokens: self.kv_tokens.map(NonZeroUsize::get),
+            max_step_tokens: self.batch_tokens.map_or(defaults.max_step_tokens, NonZeroUsize::get),
+            activations: match self.activations {
+                ActivationsArg::Q8 => Activations::Q8,
+                ActivationsArg::F32 => Activations::F32,
+            },
+            kv_dtype: match self.kv {
+                KvArg::F16 => KvDtype::F16,
+                KvArg::F32 => KvDtype::F32,
+            },
+        }
+    }
+}
+
+/// How to draw tokens. What isn't given comes from the model, else from the defaults.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "How to draw tokens (default: what the model recommends)")]
+pub(super) struct SamplingArgs {
+    /// Most tokens of an answer [default: to the end of the context].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(super) max_tokens: Option<NonZeroUsize>,
+    /// 0 always takes the most probable token.
+    #[arg(short, long, value_name = "T")]
+    pub(super) temperature: Option<f32>,
+    /// Keep the K most probable tokens; 0 keeps all.
+    #[arg(long, value_name = "K")]
+    pub(super) top_k: Option<usize>,
+    /// Keep the smallest set of tokens with this probability; 1 keeps all.
+    #[arg(long, value_name = "P")]
+    pub(super) top_p: Option<f32>,
+    /// Drop tokens below this share of the best one's probability; 0 keeps all.
+    #[arg(long, value_name = "P")]
+    pub(super) min_p: Option<f32>,
+    /// Penalty on repeated tokens; 1 is none.
+    #[arg(long, value_name = "X")]
+    pub(super) repeat_penalty: Option<f32>,
+    /// How many tokens the repeat penalty looks back.
+    #[arg(long, value_name = "N")]
+    pub(super) repeat_last_n: Option<usize>,
+    /// Penalty on tokens that occurred.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(super) presence_penalty: Option<f32>,
+    /// Penalty on each occurrence of a token.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(super) frequency_penalty: Option<f32>,
+    /// The same seed gives the same answer [default: random].
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// A text that ends the answer; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    /// What was given over what the model recommends.
+    pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
+        SamplingParams {
+            logit_bias: defaults.logit_bias.clone(),
+            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
+            repeat_last_n: self.repeat_last_n.unwrap_or(defaults.repeat_last_n),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            seed: self.seed.or(defaults.seed),
+        }
+    }
+}
+
+/// Finds the model that a person means by a path or a name.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn find(model: &str, roots: &RootArgs) -> anyhow::Result<Discovered> {
+    if model.is_empty() {
+        return Err(usage("the model's name is empty; give a path or a name that `shimmy list` shows"));
+    }
+    Ok(Catalog::resolve(model, &roots.roots())?)
+}
+
+/// Loads it, with a progress bar if it is large.
+///
+/// # Errors
+/// What is wrong with the file, or what doesn't fit.
+pub(super) fn load(found: &Discovered, exec: &ExecArgs) -> anyhow::Result<Arc<LoadedModel>> {
+    let bar = Bar::new(found.bytes);
+    let options = LoadOptions {
+        exec: exec.options(),
+        engine: EngineOptions::default(),
+        name: Some(found.name.clone()),
+        progress: bar.watcher(),
+    };
+    Ok(Arc::new(models::load(&found.path, &options)?))
+}

@@ -1,0 +1,118 @@
+//! The command line: one file a command, one variant of [`Command`] each.
+//!
+//! A command is a clap struct `Args` and a function `run(args, &Context)`. Exit codes: 0 ok, 1 failure at run time,
+//! 2 wrong usage or an unusable file, 130 interrupted. Results go to stdout, everything else to stderr.
+
+mod args;
+mod chat;
+mod failure;
+mod generate;
+mod inspect;
+mod interrupt;
+mod list;
+mod output;
+mod probe;
+mod progress;
+mod serve;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Runs large language models on this machine and serves them over HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "shimmy", disable_version_flag = true, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    /// Print version, CPU features and whether there is a CUDA driver.
+    #[arg(short = 'V', long)]
+    version: bool,
+    /// Say more on stderr: -v what happens, -vv details.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models over HTTP (OpenAI's protocol).
+    Serve(serve::Args),
+    /// Answer one prompt.
+    Generate(generate::Args),
+    /// Talk with a model in the terminal.
+    Chat(chat::Args),
+    /// List the models found on this machine.
+    List(list::Args),
+    /// Show what a model file holds.
+    Inspect(inspect::Args),
+    /// Show what this machine offers, and what would run a model.
+    Probe(probe::Args),
+}
+
+/// What every command gets beside its own arguments.
+#[derive(Debug, Clone, Copy)]
+struct Context {
+    /// How often `-v` was given.
+    verbose: u8,
+}
+
+/// Parses, runs, and says how it went.
+pub fn main() -> ExitCode {
+    failure::install_panic_hook();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help on stdout with 0, mistakes on stderr with 2. Nobody to tell when even that pipe is closed.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::USAGE));
+        }
+    };
+    start_log(cli.verbose);
+    let context = Context { verbose: cli.verbose };
+    let result = match cli.command {
+        _ if cli.version => version::run(),
+        None => {
+            let _ = Cli::command().print_help();
+            return ExitCode::from(failure::USAGE);
+        }
+        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Generate(args)) => generate::run(args, context),
+        Some(Command::Chat(args)) => chat::run(args, context),
+        Some(Command::List(args)) => list::run(args),
+        Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Probe(args)) => probe::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+/// Logs to stderr. `SHIMMY_LOG` (the syntax of `RUST_LOG`) overrides `-v`.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "warn,shimmy=info,shimmy_server=info,shimmy_runtime=info,shimmy_kernels=info",
+        2 => "info,shimmy=debug,shimmy_server=debug,shimmy_runtime=debug,shimmy_kernels=debug",
+        _ => "trace",
+    };
+    let filter = std::env::var("SHIMMY_LOG").ok().and_then(|filter| EnvFilter::try_new(filter).ok());
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(level)))
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

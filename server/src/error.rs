@@ -1,0 +1,204 @@
+//! The one error type of the service, its HTTP status and OpenAI's shape of it.
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+use shimmy_runtime::Error;
+
+/// Seconds after which a refused client may come back, where nobody knows better.
+const RETRY_AFTER: u64 = 1;
+
+/// What kind of failure a client is told about: OpenAI's `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The request is wrong.
+    InvalidRequestError,
+    /// There is no such thing.
+    NotFoundError,
+    /// Too much at once.
+    RateLimitError,
+    /// Not now.
+    Unavailable,
+    /// Our fault.
+    ServerError,
+}
+
+/// An error on its way to a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// OpenAI's `type`.
+    pub kind: Kind,
+    /// For people: what was found and what to do.
+    pub message: String,
+    /// The request's field.
+    pub param: Option<String>,
+    /// For programs.
+    pub code: Option<&'static str>,
+    /// Seconds to wait before the next try.
+    pub retry_after: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Detail<'a>,
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    message: &'a str,
+    r#type: Kind,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+impl ApiError {
+    /// 400.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        let (status, kind) = (StatusCode::BAD_REQUEST, Kind::InvalidRequestError);
+        Self { status, kind, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// 400 about a field.
+    pub fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::bad_request(message) }
+    }
+
+    /// 400: a field that would change the answer, and that this server can't honour.
+    pub fn unsupported(param: impl Into<String>, instead: &str) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` is not supported: {instead}");
+        Self { code: Some("unsupported_parameter"), ..Self::param(param, message) }
+    }
+
+    /// 404.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, kind: Kind::NotFoundError, ..Self::bad_request(message) }
+    }
+
+    /// 503, with `Retry-After`.
+    pub fn unavailable(message: impl Into<String>, code: &'static str) -> Self {
+        let (status, kind) = (StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable);
+        Self { status, kind, code: Some(code), retry_after: Some(RETRY_AFTER), ..Self::bad_request(message) }
+    }
+
+    /// 500.
+    pub fn server(message: impl Into<String>) -> Self {
+        let (status, kind) = (StatusCode::INTERNAL_SERVER_ERROR, Kind::ServerError);
+        Self { status, kind, ..Self::bad_request(message) }
+    }
+
+    /// The JSON that goes over the wire, in a response and in an event of a stream alike.
+    pub fn to_json(&self) -> Vec<u8> {
+        let Self { kind, message, param, code, .. } = self;
+        let detail = Detail { message, r#type: *kind, param: param.as_deref(), code: *code };
+        // Strings and enums always serialise.
+        serde_json::to_vec(&Body { error: detail }).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.status, self.message)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        response.content_type("application/json").body(self.to_json())
+    }
+}
+
+impl From<&Error> for ApiError {
+    fn from(error: &Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::ModelNotFound { nearest, .. } => {
+                let next = if nearest.is_empty() { "; GET /v1/models lists what there is" } else { "" };
+                Self {
+                    param: Some("model".into()),
+                    code: Some("model_not_found"),
+                    ..Self::not_found(format!("{message}{next}"))
+                }
+            }
+            Error::ContextLength { .. } => {
+                let param = Some("messages".into());
+                Self { param, code: Some("context_length_exceeded"), ..Self::bad_request(message) }
+            }
+            Error::InvalidRequest { param, .. } => Self::param(*param, message),
+            Error::Template(_) => Self::param("messages", message),
+            Error::Tokenizer(_) => Self::bad_request(message),
+            Error::Overloaded { retry_after_ms } => Self {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                kind: Kind::RateLimitError,
+                code: Some("queue_full"),
+                retry_after: Some(retry_after_ms.div_ceil(1000).max(1)),
+                ..Self::bad_request(message)
+            },
+            Error::SlowReader(_) => Self { code: Some("slow_reader"), ..Self::bad_request(message) },
+            // The server's files, not the client's request.
+            Error::Io { .. }
+            | Error::Format { .. }
+            | Error::Unsupported(_)
+            | Error::MissingMetadata { .. }
+            | Error::BadMetadata { .. }
+            | Error::MissingTensor { .. }
+            | Error::TensorShape { .. }
+            | Error::Candle(_)
+            | Error::Kernel(_) => Self::server(message),
+            Error::OutOfMemory(_) => Self::unavailable(message, "out_of_memory"),
+            Error::EngineStopped(_) | Error::BadLogits(_) => Self::server(message),
+        }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_is_openais() {
+        let json: serde_json::Value =
+            serde_json::from_slice(&ApiError::unsupported("tools", "this build can't call tools").to_json()).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"error": {
+                "message": "`tools` is not supported: this build can't call tools",
+                "type": "invalid_request_error", "param": "tools", "code": "unsupported_parameter",
+            }})
+        );
+    }
+
+    #[test]
+    fn a_full_context_names_both_counts() {
+        let error = Error::ContextLength { prompt_tokens: 3000, max_tokens: 100, context_tokens: 2048 };
+        let error = ApiError::from(error);
+        assert_eq!((error.status.as_u16(), error.code), (400, Some("context_length_exceeded")));
+        assert!(error.message.contains("3000") && error.message.contains("2048"), "{}", error.message);
+    }
+
+    #[test]
+    fn an_unknown_model_is_404_with_the_nearest() {
+        let error = ApiError::from(Error::ModelNotFound { name: "smol".into(), nearest: vec!["smollm2".into()] });
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (404, Some("model")));
+        assert!(error.message.contains("smollm2"));
+    }
+}

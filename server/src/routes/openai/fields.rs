@@ -1,0 +1,159 @@
+//! A request body, taken apart field by field, so that every error names its field and no field is dropped in silence.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// Most field names in the `x-shimmy-ignored` header, and most characters of each.
+const MAX_IGNORED: (usize, usize) = (32, 64);
+
+/// The fields of a JSON object that nobody has taken yet.
+#[derive(Debug)]
+pub struct Fields {
+    rest: Map<String, Value>,
+}
+
+impl Fields {
+    /// Parses a body.
+    ///
+    /// # Errors
+    /// 400 when it isn't a JSON object, with the place of the mistake.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let invalid = |message: String| ApiError { code: Some("invalid_json"), ..ApiError::bad_request(message) };
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(rest)) => Ok(Self { rest }),
+            Ok(other) => Err(invalid(format!("the body must be a JSON object, not {}", kind_of(&other)))),
+            Err(_) if body.iter().all(u8::is_ascii_whitespace) => Err(invalid("the body is empty".into())),
+            Err(error) => Err(invalid(format!("the body is not valid JSON: {error}"))),
+        }
+    }
+
+    /// Takes a field; absent and `null` are `None`.
+    ///
+    /// # Errors
+    /// 400 that names the field when it has another type.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, ApiError> {
+        match self.rest.shift_remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let kind = kind_of(&value);
+                serde_json::from_value(value)
+                    .map(Some)
+                    .map_err(|error| ApiError::param(name, format!("`{name}`: {error} (got {kind})")))
+            }
+        }
+    }
+
+    /// Takes a number inside a range (both ends included).
+    ///
+    /// # Errors
+    /// 400 that names the field and the range.
+    pub fn take_in(&mut self, name: &'static str, low: f32, high: f32) -> Result<Option<f32>, ApiError> {
+        let value: Option<f32> = self.take(name)?;
+        match value {
+            Some(value) if !(low..=high).contains(&value) => {
+                let bound =
+                    if high == f32::INFINITY { format!("at least {low}") } else { format!("between {low} and {high}") };
+                Err(ApiError::param(name, format!("`{name}` must be {bound}, got {value}")))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// Takes a field that would change the answer and isn't supported. `null` and the values in `harmless` ask for
+    /// nothing and pass.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub fn refuse(&mut self, name: &'static str, harmless: &[Value], instead: &str) -> Result<(), ApiError> {
+        match self.rest.shift_remove(name) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) if harmless.iter().any(|harmless| same(harmless, &value)) => Ok(()),
+            Some(_) => Err(ApiError::unsupported(name, instead)),
+        }
+    }
+
+    /// The names of what is left, for `x-shimmy-ignored`; `None` if nothing is.
+    pub fn ignored(&self) -> Option<String> {
+        let (max_names, max_chars) = MAX_IGNORED;
+        let printable = |name: &String| -> String {
+            name.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).take(max_chars).collect()
+        };
+        // A client's explicit null asks for nothing, so nothing is ignored.
+        let names = self.rest.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| printable(name));
+        let names: Vec<String> = names.take(max_names).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+/// Equal, with `1` and `1.0` the same number.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+/// A JSON type's name with its article.
+pub fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fields(value: Value) -> Fields {
+        Fields::parse(&serde_json::to_vec(&value).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let error = fields(json!({"temperature": "hot"})).take::<f32>("temperature").unwrap_err();
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some("temperature")));
+        assert!(error.message.contains("a string"), "{}", error.message);
+        let error = fields(json!({"top_p": 1.5})).take_in("top_p", 0.0, 1.0).unwrap_err();
+        assert_eq!(error.message, "`top_p` must be between 0 and 1, got 1.5");
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_says_so() {
+        for (body, expected) in [
+            (&b""[..], "the body is empty"),
+            (b"[1]", "must be a JSON object, not an array"),
+            (b"{\"a\":", "line 1 column"),
+            (b"\xff\xfe", "not valid JSON"),
+        ] {
+            let error = Fields::parse(body).unwrap_err();
+            assert_eq!(error.status.as_u16(), 400);
+            assert!(error.message.contains(expected), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn refusals_let_harmless_values_pass() {
+        assert!(fields(json!({"n": 1.0})).refuse("n", &[json!(1)], "one").is_ok());
+        assert!(fields(json!({"n": null})).refuse("n", &[], "one").is_ok());
+        assert!(fields(json!({})).refuse("n", &[], "one").is_ok());
+        let error = fields(json!({"n": 2})).refuse("n", &[json!(1)], "one").unwrap_err();
+        assert_eq!(error.code, Some("unsupported_parameter"));
+    }
+
+    #[test]
+    fn what_is_left_is_listed_in_a_header_safe_form() {
+        let mut fields = fields(json!({"user": "me", "zz\r\nX: y": 1, "nothing": null, "seed": 1}));
+        fields.take::<u64>("seed").unwrap();
+        assert_eq!(fields.ignored().as_deref(), Some("user, zz??X:?y"));
+        assert_eq!(Fields::parse(b"{}").unwrap().ignored(), None);
+    }
+}

@@ -1,0 +1,26 @@
+//! OpenAI's protocol.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`chat`] | `POST /v1/chat/completions` |
+//! | [`completions`] | `POST /v1/completions` |
+//! | [`models`] | `GET /v1/models`, `GET /v1/models/{id}` |
+//! | [`generate`] | what both completions do: find the model and start the generation |
+//! | [`fields`], [`messages`], [`sampling`] | a request's body, taken apart and checked |
+//! | [`types`] | what is sent back |
+
+pub mod chat;
+pub mod completions;
+pub mod fields;
+pub mod generate;
+pub mod messages;
+pub mod models;
+pub mod sampling;
+pub mod types;
+
+use actix_web::web;
+
+/// Registers the resources.
+pub fn config(cfg: &mut web::ServiceConfig) {
+    cfg.configure(chat::config).configure(completions::config).configure(models::config);
+}

@@ -1,0 +1,291 @@
+//! The fields that chat and plain completions share: how to draw, when to stop, how much to say.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::json;
+use shimmy_runtime::engine::{GenerateRequest, SamplingParams};
+
+use super::fields::Fields;
+use crate::error::ApiError;
+
+/// Most stop strings.
+const MAX_STOPS: usize = 4;
+/// Most bytes of one.
+const MAX_STOP_BYTES: usize = 1024;
+/// Most entries of `logit_bias`.
+const MAX_BIASES: usize = 1024;
+
+/// What a request says about drawing; everything else comes from the model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Generation {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    repeat_last_n: Option<usize>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<u64>,
+    logit_bias: Vec<(u32, f32)>,
+    stop: Vec<String>,
+    stop_token_ids: Vec<u32>,
+    ignore_eos: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Samplers that other servers have and this one doesn't yet, with the values that switch them off.
+fn refuse_other_samplers(fields: &mut Fields) -> Result<(), ApiError> {
+    const INSTEAD: &str = "leave it out, or use temperature, top_k, top_p, min_p and the penalties";
+    for (name, off) in [
+        ("typical_p", json!(1)),
+        ("dry_multiplier", json!(0)),
+        ("xtc_probability", json!(0)),
+        ("mirostat", json!(0)),
+        ("top_n_sigma", json!(-1)),
+        ("dynatemp_range", json!(0)),
+        ("min_tokens", json!(0)),
+    ] {
+        fields.refuse(name, &[off], INSTEAD)?;
+    }
+    // Parameters of switched-off samplers say nothing.
+    for name in [
+        "dry_base",
+        "dry_allowed_length",
+        "dry_penalty_last_n",
+        "dry_sequence_breakers",
+        "xtc_threshold",
+        "mirostat_tau",
+        "mirostat_eta",
+        "dynatemp_exponent",
+    ] {
+        fields.take::<serde_json::Value>(name)?;
+    }
+    for name in ["grammar", "regex", "choice", "json_schema", "guided_json", "guided_regex", "guided_choice"] {
+        fields.refuse(name, &[json!("")], "answers can't be constrained yet")?;
+    }
+    Ok(())
+}
+
+impl Generation {
+    /// Takes the fields out of a request.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        refuse_other_samplers(fields)?;
+        let any = f32::INFINITY;
+        Ok(Self {
+            temperature: fields.take_in("temperature", 0.0, 100.0)?,
+            top_p: fields.take_in("top_p", 0.0, 1.0)?,
+            top_k: top_k(fields)?,
+            min_p: fields.take_in("min_p", 0.0, 1.0)?,
+            repeat_penalty: fields.take_in("repeat_penalty", f32::MIN_POSITIVE, any)?,
+            repeat_last_n: fields.take("repeat_last_n")?,
+            presence_penalty: fields.take_in("presence_penalty", -2.0, 2.0)?,
+            frequency_penalty: fields.take_in("frequency_penalty", -2.0, 2.0)?,
+            seed: seed(fields)?,
+            logit_bias: logit_bias(fields)?,
+            stop: stop(fields)?,
+            stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+        })
+    }
+
+    /// The engine's request: what the client said over what the model recommends.
+    pub fn into_request(
+        self,
+        prompt: Vec<u32>,
+        defaults: &SamplingParams,
+        max_tokens: Option<usize>,
+        logprobs: Option<usize>,
+    ) -> GenerateRequest {
+        let sampling = SamplingParams {
+            logit_bias: self.logit_bias,
+            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
+            repeat_last_n: self.repeat_last_n.unwrap_or(defaults.repeat_last_n),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            seed: self.seed,
+        };
+        GenerateRequest {
+            prompt,
+            max_tokens,
+            sampling,
+            stop: self.stop,
+            stop_token_ids: self.stop_token_ids,
+            ignore_eos: self.ignore_eos,
+            logprobs,
+        }
+    }
+}
+
+/// `-1` is other servers' way to say off.
+fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    match fields.take::<i64>("top_k")? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(0)),
+        Some(k) => usize::try_from(k)
+            .map(Some)
+            .map_err(|_| ApiError::param("top_k", format!("`top_k` must be at least 1, or 0 or -1 for off, got {k}"))),
+    }
+}
+
+/// Any 64-bit integer; a negative one means its bits. (`-1` included: a client that sends a seed wants that seed.)
+fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
+    let Some(number) = fields.take::<serde_json::Number>("seed")? else { return Ok(None) };
+    let seed = number.as_u64().or_else(|| number.as_i64().map(i64::cast_unsigned));
+    let wrong = || ApiError::param("seed", format!("`seed` must be a 64-bit integer, got {number}"));
+    seed.map(Some).ok_or_else(wrong)
+}
+
+fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let stop = match fields.take::<Stop>("stop")? {
+        None => return Ok(Vec::new()),
+        Some(Stop::One(stop)) => vec![stop],
+        Some(Stop::Many(stop)) => stop,
+    };
+    if stop.len() > MAX_STOPS {
+        let message = format!("`stop` may hold up to {MAX_STOPS} strings, got {}", stop.len());
+        return Err(ApiError::param("stop", message));
+    }
+    if stop.iter().any(String::is_empty) {
+        return Err(ApiError::param("stop", "`stop` holds an empty string, which would end every answer at once"));
+    }
+    if stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+        return Err(ApiError::param("stop", format!("a string in `stop` has more than {MAX_STOP_BYTES} bytes")));
+    }
+    Ok(stop)
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let wrong = |message: String| Err(ApiError::param("logit_bias", message));
+    let bias: HashMap<String, f32> = fields.take("logit_bias")?.unwrap_or_default();
+    if bias.len() > MAX_BIASES {
+        return wrong(format!("`logit_bias` may hold up to {MAX_BIASES} tokens, got {}", bias.len()));
+    }
+    let mut biases = Vec::with_capacity(bias.len());
+    for (token, value) in bias {
+        let Ok(id) = token.parse() else {
+            return wrong(format!("`logit_bias`: keys are token ids as strings, got `{token}`"));
+        };
+        if !(-100.0..=100.0).contains(&value) {
+            return wrong(format!("`logit_bias` of token {id} must be between -100 and 100, got {value}"));
+        }
+        biases.push((id, value));
+    }
+    biases.sort_by_key(|(id, _)| *id);
+    Ok(biases)
+}
+
+/// Takes a number of tokens.
+///
+/// # Errors
+/// 400 when it isn't at least 1.
+pub fn take_max_tokens(fields: &mut Fields, name: &'static str) -> Result<Option<usize>, ApiError> {
+    match fields.take::<i64>(name)? {
+        None => Ok(None),
+        Some(n) => match usize::try_from(n) {
+            Ok(n) if n > 0 => Ok(Some(n)),
+            _ => Err(ApiError::param(
+                name,
+                format!("`{name}` must be at least 1, got {n}; leave it out to use the whole context"),
+            )),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn take(value: Value) -> Result<GenerateRequest, ApiError> {
+        let mut fields = Fields::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
+        let generation = Generation::take(&mut fields)?;
+        assert_eq!(fields.ignored(), None);
+        Ok(generation.into_request(vec![1], &SamplingParams::default(), None, None))
+    }
+
+    #[test]
+    fn fields_arrive_in_the_request() {
+        let request = take(json!({
+            "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 9,
+            "presence_penalty": 0.2, "frequency_penalty": -0.3, "seed": 5, "logit_bias": {"11": -100, "3": 2.5},
+            "stop": ["a", "b"], "stop_token_ids": [4], "ignore_eos": true,
+        }))
+        .unwrap();
+        let expected = SamplingParams {
+            logit_bias: vec![(3, 2.5), (11, -100.0)],
+            repeat_penalty: 1.1,
+            repeat_last_n: 9,
+            presence_penalty: 0.2,
+            frequency_penalty: -0.3,
+            top_k: 7,
+            top_p: 0.9,
+            min_p: 0.1,
+            temperature: 0.5,
+            seed: Some(5),
+        };
+        assert_eq!(request.sampling, expected);
+        assert_eq!(
+            (request.stop, request.stop_token_ids, request.ignore_eos),
+            (vec!["a".into(), "b".into()], vec![4], true)
+        );
+    }
+
+    #[test]
+    fn silence_means_the_models_defaults() {
+        let request = take(json!({"top_k": null})).unwrap();
+        assert_eq!(request.sampling, SamplingParams::default());
+        assert_eq!(take(json!({"top_k": -1})).unwrap().sampling.top_k, 0);
+        assert_eq!(take(json!({"stop": "x"})).unwrap().stop, ["x"]);
+        assert_eq!(take(json!({"seed": -1})).unwrap().sampling.seed, Some(u64::MAX));
+    }
+
+    #[test]
+    fn senseless_values_are_named() {
+        for (value, param) in [
+            (json!({"temperature": -1}), "temperature"),
+            (json!({"top_p": 2}), "top_p"),
+            (json!({"top_k": -2}), "top_k"),
+            (json!({"top_k": 1.5}), "top_k"),
+            (json!({"repeat_penalty": 0}), "repeat_penalty"),
+            (json!({"presence_penalty": 3}), "presence_penalty"),
+            (json!({"seed": 1.5}), "seed"),
+            (json!({"stop": [1]}), "stop"),
+            (json!({"stop": ""}), "stop"),
+            (json!({"stop": ["1", "2", "3", "4", "5"]}), "stop"),
+            (json!({"logit_bias": {"x": 1}}), "logit_bias"),
+            (json!({"logit_bias": {"1": 101}}), "logit_bias"),
+            (json!({"logit_bias": [1]}), "logit_bias"),
+            (json!({"mirostat": 2}), "mirostat"),
+            (json!({"dry_multiplier": 0.8}), "dry_multiplier"),
+            (json!({"grammar": "root ::= x"}), "grammar"),
+        ] {
+            let error = take(value.clone()).expect_err(&value.to_string());
+            assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{value}");
+        }
+        assert!(take(json!({"mirostat": 0, "mirostat_tau": 5.0, "typical_p": 1.0, "grammar": ""})).is_ok());
+    }
+
+    #[test]
+    fn a_budget_is_at_least_one_token() {
+        for (value, expected) in [(json!(5), Some(5)), (json!(0), None), (json!(-1), None), (json!("5"), None)] {
+            let mut fields = Fields::parse(json!({"max_tokens": value}).to_string().as_bytes()).unwrap();
+            assert_eq!(take_max_tokens(&mut fields, "max_tokens").ok().flatten(), expected, "{value}");
+        }
+    }
+}

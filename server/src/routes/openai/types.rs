@@ -1,0 +1,229 @@
+//! What the OpenAI routes send: responses, chunks of streams, and their parts.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use shimmy_runtime::engine::{self, FinishReason};
+use shimmy_runtime::text::Tokenizer;
+
+/// What a generation ended with.
+#[derive(Debug, Clone, Copy)]
+pub struct Done {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Counts.
+    pub usage: engine::Usage,
+    /// Times.
+    pub timings: engine::Timings,
+    /// Seed that was used.
+    pub seed: u64,
+}
+
+/// Token counts.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: usize,
+}
+
+impl From<engine::Usage> for Usage {
+    fn from(usage: engine::Usage) -> Self {
+        let engine::Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
+        let total_tokens = prompt_tokens + completion_tokens;
+        let prompt_tokens_details = PromptTokensDetails { cached_tokens };
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
+    }
+}
+
+/// Wall-clock times in milliseconds, and rates where there is something to divide.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Timings {
+    queue_ms: f64,
+    prompt_n: usize,
+    prompt_ms: f64,
+    prompt_per_second: Option<f64>,
+    predicted_n: usize,
+    predicted_ms: f64,
+    predicted_per_second: Option<f64>,
+}
+
+impl Timings {
+    /// From the engine's clocks. The first token comes with the prompt, so the rate of prediction counts the others.
+    pub fn new(timings: &engine::Timings, usage: &engine::Usage) -> Self {
+        let rate = |tokens: usize, ms: f64| (tokens > 0 && ms > 0.0).then(|| tokens as f64 * 1e3 / ms);
+        let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
+        Self {
+            queue_ms: timings.queue_ms,
+            prompt_n: computed,
+            prompt_ms: timings.prompt_ms,
+            prompt_per_second: rate(computed, timings.prompt_ms),
+            predicted_n: usage.completion_tokens,
+            predicted_ms: timings.predicted_ms,
+            predicted_per_second: rate(usage.completion_tokens.saturating_sub(1), timings.predicted_ms),
+        }
+    }
+
+    /// Tokens a second after the first one.
+    pub fn predicted_per_second(&self) -> Option<f64> {
+        self.predicted_per_second
+    }
+
+    /// Prompt tokens a second.
+    pub fn prompt_per_second(&self) -> Option<f64> {
+        self.prompt_per_second
+    }
+}
+
+/// OpenAI's word for the end.
+pub fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+/// What every object of one answer repeats.
+#[derive(Debug, Clone, Serialize)]
+pub struct Head {
+    /// Unique.
+    pub id: String,
+    /// `chat.completion`, `chat.completion.chunk`, `text_completion`.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// The model's name.
+    pub model: String,
+    /// Which build answered.
+    pub system_fingerprint: &'static str,
+}
+
+impl Head {
+    /// A new answer.
+    pub fn new(prefix: &str, object: &'static str, model: &str) -> Self {
+        Self {
+            id: crate::ids::unique(prefix),
+            object,
+            created: unix_seconds(SystemTime::now()),
+            model: model.to_owned(),
+            system_fingerprint: concat!("shimmy-", env!("CARGO_PKG_VERSION")),
+        }
+    }
+}
+
+/// Seconds since 1970; 0 for a clock before that.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A whole answer or a chunk of one. `C` is its choice.
+#[derive(Debug, Serialize)]
+pub struct Answer<'a, C> {
+    /// Who answers.
+    #[serde(flatten)]
+    pub head: &'a Head,
+    /// One, or none in the chunk that only has usage.
+    pub choices: Vec<C>,
+    /// `None`: no field; `Some(None)`: null, as chunks before the last one say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+    /// At the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+    /// The seed that was used, at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
+impl<C: Serialize> Answer<'_, C> {
+    /// JSON for the wire.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Strings, numbers and string-keyed maps always serialise; a float that isn't finite becomes null.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// The engine's report on one token: the chosen one and its alternatives.
+pub type TokenReport = (engine::request::TokenLogprob, Vec<engine::request::TokenLogprob>);
+
+fn token_text(tokenizer: &Tokenizer, token: &engine::request::TokenLogprob) -> String {
+    if token.bytes.is_empty()
+        && let Some(text) = tokenizer.token_text(token.id)
+    {
+        return text.to_string();
+    }
+    String::from_utf8_lossy(&token.bytes).into_owned()
+}
+
+/// JSON has no infinities: a banned token has the smallest number instead.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}
+
+/// `logprobs.content` of the chat API.
+pub fn chat_logprobs(tokenizer: &Tokenizer, reports: &[TokenReport]) -> Value {
+    let token = |token: &engine::request::TokenLogprob| json!({"token": token_text(tokenizer, token), "logprob": finite(token.logprob), "bytes": token.bytes});
+    let content = reports.iter().map(|(chosen, top)| {
+        let mut entry = token(chosen);
+        entry["top_logprobs"] = top.iter().map(token).collect();
+        entry
+    });
+    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+}
+
+/// `logprobs` of the completion API. `offset` is the number of characters before the first of these tokens; moves on.
+pub fn completion_logprobs(tokenizer: &Tokenizer, reports: &[TokenReport], offset: &mut usize) -> Value {
+    let (mut tokens, mut logprobs, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (chosen, top) in reports {
+        let text = token_text(tokenizer, chosen);
+        offsets.push(*offset);
+        *offset += text.chars().count();
+        tokens.push(text);
+        logprobs.push(finite(chosen.logprob));
+        let top: Map<String, Value> =
+            top.iter().map(|top| (token_text(tokenizer, top), finite(top.logprob).into())).collect();
+        tops.push(top);
+    }
+    json!({"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_count_what_was_computed() {
+        let usage = engine::Usage { prompt_tokens: 110, cached_tokens: 10, completion_tokens: 11 };
+        let timings = engine::Timings { queue_ms: 1.0, prompt_ms: 50.0, predicted_ms: 100.0 };
+        let timings = Timings::new(&timings, &usage);
+        assert_eq!((timings.prompt_n, timings.prompt_per_second()), (100, Some(2000.0)));
+        assert_eq!((timings.predicted_n, timings.predicted_per_second()), (11, Some(100.0)));
+        let one = engine::Usage { completion_tokens: 1, ..usage };
+        assert_eq!(Timings::new(&engine::Timings::default(), &one).predicted_per_second(), None);
+    }
+
+    #[test]
+    fn a_chunk_has_exactly_openais_fields() {
+        let head = Head {
+            id: "x".into(),
+            object: "chat.completion.chunk",
+            created: 7,
+            model: "m".into(),
+            system_fingerprint: "f",
+        };
+        let chunk = Answer { head: &head, choices: vec![1], usage: None, timings: None, seed: None };
+        assert_eq!(
+            String::from_utf8(chunk.to_json()).unwrap(),
+            r#"{"id":"x","object":"chat.completion.chunk","created":7,"model":"m","system_fingerprint":"f","choices":[1]}"#
+        );
+        let chunk = Answer { usage: Some(None), ..chunk };
+        assert!(String::from_utf8(chunk.to_json()).unwrap().ends_with(r#""choices":[1],"usage":null}"#));
+    }
+}

@@ -1,0 +1,126 @@
+//! Server-sent events: `data: {json}`, a blank line, and `data: [DONE]` at the end.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
+use actix_web::web::Bytes;
+use actix_web::{HttpResponse, HttpResponseBuilder};
+use futures_core::Stream;
+use shimmy_runtime::engine::{Event, Generation};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at, timeout};
+
+use crate::drain::Running;
+use crate::error::ApiError;
+use crate::routes::openai::types::{Done, TokenReport};
+
+/// Events that wait for a slow reader before the generation has to wait too.
+const QUEUED_EVENTS: usize = 32;
+/// A comment that often keeps proxies from closing a silent stream.
+const PING_EVERY: Duration = Duration::from_secs(15);
+/// A reader that takes nothing for so long is given up.
+const SLOW_READER: Duration = Duration::from_secs(60);
+
+/// One protocol's JSON for the events of a generation.
+pub trait Encoder: 'static {
+    /// Before the first token.
+    fn open(&mut self) -> Option<Vec<u8>>;
+    /// New text.
+    fn text(&mut self, text: &str, reports: &[TokenReport]) -> Vec<u8>;
+    /// The end: one or more events.
+    fn done(&mut self, done: &Done) -> Vec<Vec<u8>>;
+}
+
+/// Answers with the events of `generation`. When the client goes away, the body and with it the receiver is dropped;
+/// the task sees that at once, even between tokens, and drops the generation, which cancels it.
+pub fn respond(
+    mut response: HttpResponseBuilder,
+    generation: Generation,
+    running: Running,
+    encoder: impl Encoder,
+) -> HttpResponse {
+    let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
+    actix_web::rt::spawn(async move {
+        if pump(generation, encoder, &sender).await.is_err() {
+            tracing::debug!("a client went away; its generation is cancelled");
+        }
+        drop(running);
+    });
+    response
+        .content_type("text/event-stream")
+        .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-cache")))
+        // For nginx: hand each event on at once.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(Receiver(receiver))
+}
+
+/// The client is gone or takes nothing.
+struct Gone;
+
+async fn pump(mut generation: Generation, mut encoder: impl Encoder, sender: &mpsc::Sender<Bytes>) -> Result<(), Gone> {
+    let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    if let Some(json) = encoder.open() {
+        send(sender, data(&json)).await?;
+    }
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = sender.closed() => return Err(Gone),
+            event = generation.recv() => event,
+            _ = ping.tick() => {
+                send(sender, Bytes::from_static(b": ping\n\n")).await?;
+                continue;
+            }
+        };
+        ping.reset();
+        match event {
+            Some(Event::Text { text, logprobs }) => send(sender, data(&encoder.text(&text, &logprobs))).await?,
+            Some(Event::Done { reason, usage, timings, seed }) => {
+                for json in encoder.done(&Done { reason, usage, timings, seed }) {
+                    send(sender, data(&json)).await?;
+                }
+                break;
+            }
+            Some(Event::Failed(error)) => {
+                send(sender, data(&ApiError::from(error).to_json())).await?;
+                break;
+            }
+            None => {
+                let error = ApiError::server("the engine stopped before the answer was complete");
+                send(sender, data(&error.to_json())).await?;
+                break;
+            }
+        }
+    }
+    send(sender, Bytes::from_static(b"data: [DONE]\n\n")).await
+}
+
+async fn send(sender: &mpsc::Sender<Bytes>, frame: Bytes) -> Result<(), Gone> {
+    match timeout(SLOW_READER, sender.send(frame)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Gone),
+    }
+}
+
+/// JSON holds no raw line breaks, so one `data:` line is always enough.
+fn data(json: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(json.len() + 8);
+    frame.extend_from_slice(b"data: ");
+    frame.extend_from_slice(json);
+    frame.extend_from_slice(b"\n\n");
+    frame.into()
+}
+
+/// The receiving end as a response body.
+struct Receiver(mpsc::Receiver<Bytes>);
+
+impl Stream for Receiver {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+    }
+}

@@ -1,0 +1,141 @@
+//! Commands that run the default model.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::binary::{finish, read_all, run, shimmy, signal, wait};
+use crate::support;
+
+const QUESTION: &str = "What is the capital of France?";
+
+#[test]
+fn generate_answers_sensibly_and_the_same_each_time() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let model = model.to_str().unwrap();
+    let args = ["generate", model, "-p", QUESTION, "-t", "0", "-n", "24", "--json"];
+    let ended = run(args);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let text = answer["text"].as_str().unwrap();
+    assert!(text.contains("Paris"), "{text}");
+    assert!(answer["usage"]["completion_tokens"].as_u64().unwrap() <= 24);
+    // The same from stdin, streamed, with the times on stderr.
+    let mut child = shimmy()
+        .args(["generate", model, "-t", "0", "-n", "24", "-v"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(QUESTION.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{text}\n"));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("tokens/s"), "{stderr}");
+}
+
+#[test]
+fn raw_completion_needs_no_template() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let model = model.to_str().unwrap();
+    let ended = run(["generate", model, "--raw", "-p", "One, two, three, four,", "-t", "0", "-n", "8"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("five"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_prompt_beyond_the_context_is_refused() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let model = model.to_str().unwrap();
+    let long = "word ".repeat(200);
+    let ended = run(["generate", model, "-p", &long, "--ctx", "64", "-n", "5"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    assert!(ended.stderr.contains("64"), "{}", ended.stderr);
+    let empty = run(["generate", model, "-p", ""]);
+    assert_eq!(empty.code, Some(2));
+    assert!(empty.stderr.contains("empty"), "{}", empty.stderr);
+}
+
+#[test]
+fn ctrl_c_ends_with_130() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let mut child = shimmy()
+        .arg("generate")
+        .arg(&model)
+        .args(["--raw", "-p", "Once upon a time", "-n", "4000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    signal(&child, Signal::INT);
+    assert_eq!(wait(&mut child), Some(130));
+}
+
+#[test]
+fn chat_takes_piped_lines_and_commands() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let mut child = shimmy()
+        .arg("chat")
+        .arg(&model)
+        .args(["-t", "0", "-n", "24"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = format!(
+        "/help\n\n{QUESTION}\n/nonsense\n/reset\n/system You answer in one word.\n{QUESTION}\n/exit\nnever read\n"
+    );
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let stderr = child.stderr.take().unwrap();
+    let stderr = std::thread::spawn(move || read_all(stderr));
+    let stdout = read_all(child.stdout.take().unwrap());
+    assert_eq!(wait(&mut child), Some(0));
+    let stderr = stderr.join().unwrap();
+    assert_eq!(stdout.matches("Paris").count().min(2), 2, "{stdout}");
+    assert!(stderr.contains("/reset") && stderr.contains("there is no command /nonsense"), "{stderr}");
+}
+
+#[test]
+fn a_conversation_remembers() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let mut child = shimmy()
+        .arg("chat")
+        .arg(&model)
+        .args(["-t", "0", "-n", "40"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello! My name is Aurelia.\nWhat is my name?\n").unwrap();
+    let stdout = read_all(child.stdout.take().unwrap());
+    assert_eq!(wait(&mut child), Some(0));
+    let (_, second) = stdout.split_once('\n').unwrap();
+    assert!(second.contains("Aurelia"), "{stdout}");
+}
+
+#[test]
+fn inspect_and_probe_know_the_model() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let model = model.to_str().unwrap();
+    let start = std::time::Instant::now();
+    let json: Value = serde_json::from_str(&run(["inspect", model, "--json"]).stdout).unwrap();
+    println!("inspect of the header took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(json["summary"]["dtype"], "Q4_1");
+    assert_eq!(json["summary"]["chat_template"], true);
+    // Long arrays are shortened: the vocabulary isn't printed whole.
+    assert!(json.to_string().len() < 100_000);
+    let plan = run(["inspect", model, "--plan"]);
+    assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+    assert!(plan.stdout.contains("Q4_1"), "{}", plan.stdout);
+    let probe = finish(shimmy().args(["probe", model, "--json"]));
+    let probe: Value = serde_json::from_str(&probe.stdout).unwrap();
+    assert_eq!(probe["model"]["architecture"], "llama");
+    assert_eq!(probe["model"]["executor"], "cpu");
+}

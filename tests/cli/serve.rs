@@ -1,0 +1,94 @@
+//! The real server with the default model.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::binary::{Server, shimmy, signal, wait};
+use crate::support;
+
+fn post(url: &str, body: &Value) -> Value {
+    ureq::post(url).send_json(body).unwrap().body_mut().read_json().unwrap()
+}
+
+#[test]
+fn it_starts_answers_and_ends() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    // Once for the page cache.
+    drop(Server::start(&model));
+    let server = Server::start(&model);
+    println!("start to the first healthy answer: {:?}", server.start_time);
+    assert!(server.start_time < Duration::from_secs(2), "{:?}", server.start_time);
+    let request = json!({
+        "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0, "max_tokens": 24,
+    });
+    let answer = post(&format!("{}/v1/chat/completions", server.url), &request);
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(text.contains("Paris"), "{text}");
+    // Again, from a warm cache and beside another generation: the same.
+    let url = format!("{}/v1/chat/completions", server.url);
+    let other = json!({"messages": [{"role": "user", "content": "Tell me a story."}], "seed": 1, "max_tokens": 60});
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| post(&url, &other));
+        assert_eq!(post(&url, &request)["choices"][0]["message"]["content"], text);
+        assert!(beside.join().unwrap()["usage"]["completion_tokens"].as_u64().unwrap() > 1);
+    });
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn sigterm_lets_a_running_answer_finish() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let mut server = Server::start(&model);
+    let request = json!({
+        "messages": [{"role": "user", "content": "Count from one to one hundred."}],
+        "stream": true, "temperature": 0, "max_tokens": 150, "ignore_eos": true,
+    });
+    let mut response = ureq::post(format!("{}/v1/chat/completions", server.url)).send_json(&request).unwrap();
+    let mut lines = BufReader::new(response.body_mut().as_reader()).lines();
+    let mut texts = 0;
+    let mut last = String::new();
+    while let Some(line) = lines.next().transpose().unwrap() {
+        if line.is_empty() {
+            continue;
+        }
+        texts += 1;
+        if texts == 5 {
+            signal(&server.child, Signal::TERM);
+        }
+        last = line;
+    }
+    assert_eq!(last, "data: [DONE]");
+    assert!(texts > 100, "{texts}");
+    assert_eq!(wait(&mut server.child), Some(0));
+}
+
+#[test]
+fn without_a_model_it_serves_what_it_finds() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let mut child = shimmy()
+        .args(["serve", "--port", "0"])
+        .env("SHIMMY_MODEL_PATHS", model.parent().unwrap())
+        .env("HOME", home.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let url = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+    let list: Value = ureq::get(format!("{url}/v1/models")).call().unwrap().body_mut().read_json().unwrap();
+    let name =
+        list["data"].as_array().unwrap().iter().filter_map(|m| m["id"].as_str()).find(|id| id.starts_with("smollm2"));
+    let name = name.unwrap_or_else(|| panic!("{list}"));
+    let request = json!({"model": name, "prompt": "One, two, three, four,", "temperature": 0, "max_tokens": 6});
+    let answer = post(&format!("{url}/v1/completions"), &request);
+    assert!(answer["choices"][0]["text"].as_str().unwrap().contains("five"), "{answer}");
+    let start = Instant::now();
+    signal(&child, Signal::INT);
+    assert_eq!(wait(&mut child), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
