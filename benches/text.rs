@@ -3,6 +3,8 @@
 //! Vocabularies come from the goldens folder and from the models that `scripts/fetch-model` has put into the cache;
 //! what isn't there is left out. Every encoding is checked before it is timed: its bytes are the text again.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench stops at the first fault and reports on stdout")]
+
 use std::hint::black_box;
 use std::path::PathBuf;
 

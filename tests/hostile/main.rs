@@ -7,6 +7,7 @@ mod alloc;
 mod files;
 mod gguf;
 mod safetensors;
+mod text;
 
 #[path = "../support/exercise.rs"]
 mod exercise;
