@@ -1,11 +1,13 @@
 //! Damaged and hostile model files: an error that names what is wrong, never a panic, never a large allocation.
 //!
-//! `gguf` and `safetensors` drive the library, `files` the ways to open a path, `binary` the real program. The fuzz
+//! `gguf` and `safetensors` drive the loader, `files` the ways to open a path, `model` what comes after the loader, `binary` the
+//! real program. The fuzz
 //! targets in `fuzz/` call the same entry points (`tests/support/exercise.rs`).
 
 mod alloc;
 mod files;
 mod gguf;
+mod model;
 mod safetensors;
 mod text;
 
@@ -13,6 +15,8 @@ mod text;
 mod exercise;
 #[path = "../support/gguf_writer.rs"]
 mod gguf_writer;
+#[path = "../support/mod.rs"]
+mod support;
 
 /// What parsing `len` bytes of input may allocate at the same time. The metadata tree takes some tens of bytes for
 /// each byte of the smallest records; the rest is for the test itself.

@@ -1,6 +1,6 @@
 //! What several test binaries need: the goldens folder, and skips that CI turns into failures.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part, as a private module")]
 
 use std::path::PathBuf;
 

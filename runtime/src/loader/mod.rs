@@ -41,6 +41,7 @@ impl TensorView {
 
 /// Where a model's numbers about itself come from.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one in an opened model")]
 pub enum Metadata {
     /// Key-value pairs of a GGUF header.
     Gguf(GgufMetadata),
