@@ -5,6 +5,7 @@
 //! targets in `fuzz/` call the same entry points (`tests/support/exercise.rs`).
 
 mod alloc;
+mod binary;
 mod files;
 mod gguf;
 mod model;
