@@ -37,7 +37,14 @@ impl CpuKernels {
         }
         match isa {
             Isa::Scalar => Some(scalar::KERNELS),
-            _ => Some(scalar::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(super::avx2::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Some(super::avx512::BASE),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Some(super::avx512::VNNI),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
         }
     }
 

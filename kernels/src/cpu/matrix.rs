@@ -167,8 +167,10 @@ pub struct Scratch {
 impl Scratch {
     /// Enough for every matmul with `K ≤ max_k`.
     pub fn for_shapes(max_k: usize) -> Self {
-        // The largest user is a panel of ROW_TILE rows in f32 and one row beside it; a carved slice may lose a line.
-        let bytes = (ROW_TILE + 2) * max_k * size_of::<f32>() + 16 * size_of::<Line>();
+        // The GEMMs work in fixed chunks of K. Dot products need up to four rows of f32, or for each of eight rows of activations a
+        // start value for 4 elements and two factors for 16. A carved slice may lose a line.
+        let dots = (4 * size_of::<f32>()).max(super::DECODE_ROWS * 2) * max_k.next_multiple_of(512);
+        let bytes = super::gemm::SCRATCH_BYTES.max(super::float::SCRATCH_BYTES).max(dots) + 16 * size_of::<Line>();
         Self { max_k, lines: vec![Line([0; 64]); bytes.div_ceil(size_of::<Line>())] }
     }
 

@@ -5,21 +5,33 @@
 //! | `isa.rs` | [`Isa`]: the levels that kernels are written for, and detection |
 //! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
+//! | `gemm.rs`, `float.rs`, `pack.rs` | loops of the large matmuls and panels of weights, shared by the ISAs |
 //! | `scalar/`, `avx2/`, `avx512/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
 //! | [`attention`] | online-softmax attention over the paged cache |
 //! | [`team`], [`topology`] | the worker threads and the cores that they live on |
 //! | [`program`] | a model's step as instructions that the team runs together |
+//! | [`ceiling`] | what the machine can do at most, measured |
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod ceiling;
+mod float;
+mod gemm;
 mod isa;
 mod kernels;
 mod math;
 mod matrix;
+mod pack;
 pub mod program;
 mod scalar;
 mod simd;
 pub mod team;
+#[cfg(test)]
+mod tests;
 pub mod topology;
 pub mod vector;
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub enum GroupKind {
 
 /// One block format, as it lies in a file: structs are byte arrays, so any address will do.
 pub trait Block: bytemuck::Pod + Send + Sync {
+    /// Its name in the table.
+    const TYPE: super::QuantType;
     /// Elements in a block.
     const LEN: usize;
     /// Elements that share a scale: 16 or 32.
@@ -35,12 +37,15 @@ pub trait Block: bytemuck::Pod + Send + Sync {
     fn dequantize(&self, out: &mut [f32]) {
         let (mut codes, mut scales, mut mins) = ([0; 256], [0.0; 16], [0.0; 16]);
         self.unpack(&mut codes[..Self::LEN], &mut scales, &mut mins);
-        for (i, (out, &code)) in out.iter_mut().zip(&codes[..Self::LEN]).enumerate() {
-            let group = i / Self::GROUP;
-            *out = match Self::KIND {
-                GroupKind::Offset(offset) => scales[group] * f32::from(i16::from(code) - i16::from(offset)),
-                GroupKind::Min => scales[group] * f32::from(code) + mins[group],
-            };
+        for (group, (out, codes)) in out.chunks_exact_mut(Self::GROUP).zip(codes.chunks_exact(Self::GROUP)).enumerate()
+        {
+            let (scale, min) = (scales[group], mins[group]);
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = match Self::KIND {
+                    GroupKind::Offset(offset) => scale * f32::from(i16::from(code) - i16::from(offset)),
+                    GroupKind::Min => scale * f32::from(code) + min,
+                };
+            }
         }
     }
 

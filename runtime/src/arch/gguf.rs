@@ -159,7 +159,9 @@ impl GgufKeys<'_> {
                 }
                 let name = "rope.scaling.factor";
                 let factor = factor.ok_or_else(|| Error::MissingMetadata { key: self.key(name) })?;
-                let yarn_attn_factor = self.f32("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0);
+                // Converters write the model's own attention factor here, which takes the place of the formula's.
+                let attention_factor =
+                    self.f32("rope.scaling.yarn_attn_factor")?.unwrap_or_else(|| yarn_mscale(factor, 1.0));
                 RopeScaling::Yarn {
                     factor,
                     original_context: self
@@ -167,7 +169,7 @@ impl GgufKeys<'_> {
                         .map_or_else(|| self.require_usize("context_length"), Ok)?,
                     beta_fast: self.f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                     beta_slow: self.f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                    attention_factor: Some(yarn_mscale(factor, 1.0) * attn_factor * yarn_attn_factor),
+                    attention_factor: Some(attention_factor * attn_factor),
                     truncate: true,
                 }
             }

@@ -361,13 +361,18 @@ fn gguf_llama_is_read() {
     let config = gguf("llama", vec![], &[]).unwrap();
     assert_eq!((config.vocab_size, config.head_dim, config.max_context), (VOCAB, 4, 64));
     assert_eq!(config.ropes[0].spec.style, RopeStyle::Interleaved);
-    let yarn = vec![
-        ("rope.scaling.type", Some(Meta::Str("yarn"))),
-        ("rope.scaling.factor", Some(Meta::F32(4.0))),
-        ("rope.scaling.original_context_length", Some(Meta::U32(16))),
-        ("rope.scaling.yarn_beta_fast", Some(Meta::F32(16.0))),
-    ];
-    let spec = gguf("llama", yarn, &[]).unwrap().ropes[0].spec.clone();
+    let yarn = |attn_factor: Option<f32>| {
+        let changes = vec![
+            ("rope.scaling.type", Some(Meta::Str("yarn"))),
+            ("rope.scaling.factor", Some(Meta::F32(4.0))),
+            ("rope.scaling.original_context_length", Some(Meta::U32(16))),
+            ("rope.scaling.yarn_beta_fast", Some(Meta::F32(16.0))),
+            ("rope.scaling.yarn_attn_factor", attn_factor.map(Meta::F32)),
+        ];
+        gguf("llama", changes, &[]).unwrap().ropes[0].spec.clone()
+    };
+    assert_eq!(yarn(Some(1.5)).attention_factor(), 1.5);
+    let spec = yarn(None);
     let RopeScaling::Yarn { original_context: 16, beta_fast: 16.0, .. } = spec.scaling else { panic!("{spec:?}") };
     assert!((spec.attention_factor() - (0.1 * 4.0_f32.ln() + 1.0)).abs() < 1e-6);
     let linear = vec![("rope.scale_linear", Some(Meta::F32(2.0)))];

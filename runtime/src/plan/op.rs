@@ -235,6 +235,33 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The weight that the op is about: its table, matrix or scale.
+    pub fn weight(&self) -> Option<WeightId> {
+        match self {
+            Self::Embed { weight, .. } | Self::Linear { weight, .. } => Some(*weight),
+            Self::Norm { weight, .. } => *weight,
+            _ => None,
+        }
+    }
+
+    /// The buffer that the op writes.
+    pub fn out(&self) -> BufferId {
+        match self {
+            Self::Embed { out, .. } | Self::Gather { out, .. } => *out,
+            Self::Rope { x, .. } => x.buffer,
+            Self::Norm { out, .. }
+            | Self::Linear { out, .. }
+            | Self::Attention { out, .. }
+            | Self::Glu { out, .. }
+            | Self::Activation { out, .. }
+            | Self::Add { out, .. }
+            | Self::Scale { out, .. }
+            | Self::Softcap { out, .. } => out.buffer,
+        }
+    }
+}
+
 /// What a plan's last buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKind {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::plan::cost::{Cost, Workload};
-use crate::plan::op::{BufferId, Columns, Op, Plan, WeightId};
+use crate::plan::op::{BufferId, Columns, Op, Plan, Rows, WeightId};
 
 /// One op.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -26,17 +26,17 @@ pub struct Row {
     pub cost: Cost,
 }
 
-/// A row, or a block of rows that comes several times in a row.
+/// An op outside of the layers, or a layer or a group of layers with the number of times that it comes in a row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Entry {
     /// One op.
     Row(Row),
-    /// Equal blocks; the costs inside are those of one.
+    /// Equal layers or groups of them; the costs inside are those of one.
     Repeat {
         /// How often.
         times: usize,
-        /// The block.
+        /// The layer's ops, or the layers of the group.
         entries: Vec<Entry>,
     },
 }
@@ -62,20 +62,48 @@ impl PlanTable {
         let rows: Vec<Row> = plan.ops.iter().map(|op| row(plan, op, &workload)).collect();
         Self {
             architecture: plan.architecture.clone(),
-            num_ops: rows.len(),
+            num_ops: plan.ops.len(),
             workload,
-            entries: fold(&rows),
+            entries: fold(&units(plan, rows)),
             total: plan.total_cost(&workload),
         }
     }
 }
 
-/// Folds runs of equal blocks: at each row the period that covers most, the shortest of those.
-fn fold(rows: &[Row]) -> Vec<Entry> {
+/// What folds as one piece: a layer, or an op outside of the layers.
+#[derive(Debug, PartialEq, Eq)]
+enum Unit {
+    Op(Row),
+    Layer(Vec<Row>),
+}
+
+/// Groups the ops by layer. The numbers in the weights' names tell the layers apart; an op without a weight belongs to the
+/// layer before it, unless it works on the wanted outputs, which are past the last layer.
+fn units(plan: &Plan, rows: Vec<Row>) -> Vec<Unit> {
+    let mut units: Vec<Unit> = Vec::new();
+    let mut open = None;
+    for (op, row) in plan.ops.iter().zip(rows) {
+        let layer = match op.weight() {
+            _ if plan.buffers[op.out().0].rows == Rows::Outputs => None,
+            Some(id) => layer_number(&plan.weights[id.0].name),
+            None => open,
+        };
+        match units.last_mut() {
+            Some(Unit::Layer(rows)) if layer.is_some() && layer == open => rows.push(row),
+            _ if layer.is_some() => units.push(Unit::Layer(vec![row])),
+            _ => units.push(Unit::Op(row)),
+        }
+        open = layer;
+    }
+    units
+}
+
+/// Folds runs of equal units: at each unit the period that covers most, the shortest of those.
+fn fold(units: &[Unit]) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut at = 0;
-    while at < rows.len() {
-        let rest = &rows[at..];
+    while at < units.len() {
+        let rest = &units[at..];
         let mut best = (1, 1);
         for period in 1..=rest.len() / 2 {
             let times = rest.chunks_exact(period).take_while(|chunk| *chunk == &rest[..period]).count();
@@ -84,10 +112,13 @@ fn fold(rows: &[Row]) -> Vec<Entry> {
             }
         }
         let (period, times) = best;
-        if times == 1 {
-            entries.push(Entry::Row(rest[0].clone()));
-        } else {
-            entries.push(Entry::Repeat { times, entries: fold(&rest[..period]) });
+        match &rest[..period] {
+            [Unit::Op(row)] if times == 1 => entries.push(Entry::Row(row.clone())),
+            [Unit::Op(row)] => entries.push(Entry::Repeat { times, entries: vec![Entry::Row(row.clone())] }),
+            [Unit::Layer(rows)] => {
+                entries.push(Entry::Repeat { times, entries: rows.iter().cloned().map(Entry::Row).collect() });
+            }
+            block => entries.push(Entry::Repeat { times, entries: fold(block) }),
         }
         at += period * times;
     }
@@ -158,6 +189,11 @@ fn row(plan: &Plan, op: &Op, workload: &Workload) -> Row {
 fn without_numbers(name: &str) -> String {
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     name.split('.').map(|part| if number(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+}
+
+/// The layer's number in a weight's name.
+fn layer_number(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
 }
 
 /// A number of bytes or operations with a decimal prefix: `1.23 M`.
@@ -244,8 +280,10 @@ fn collect(entries: &[Entry], depth: usize, lines: &mut Vec<[String; 7]>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::op::{Buffer, KvSpec, Mask, OutputKind, Rows};
+    use crate::loader::{Bytes, TensorView};
+    use crate::plan::op::{Buffer, KvSpec, Mask, OutputKind, Weight};
     use crate::plan::{Act, KvId};
+    use shimmy_kernels::quant::QuantType;
 
     /// `layers` × (attention, glu), the attention of every third one without a window.
     fn plan(layers: usize) -> Plan {
@@ -306,6 +344,33 @@ mod tests {
         let text = table.to_string();
         assert_eq!(text.matches("× 2").count(), 2, "{text}");
         assert!(text.contains("window 4"), "{text}");
+    }
+
+    #[test]
+    fn a_layer_with_other_weights_stands_alone_and_whole() {
+        let mut plan = plan(1);
+        let attention = plan.ops.remove(0);
+        let glu = plan.ops.remove(0);
+        let (x, y) = (plan.columns(BufferId(0)), plan.columns(BufferId(1)));
+        for layer in 0..4 {
+            let dtype = if layer == 3 { QuantType::F16 } else { QuantType::F32 };
+            let data = Bytes::from(vec![0; 64 * dtype.block_bytes()]);
+            let view = TensorView { dtype, shape: vec![8, 8], data };
+            plan.weights.push(Weight { name: format!("blk.{layer}.q.weight"), view });
+            plan.ops.push(Op::Linear { x, weight: WeightId(layer), bias: None, out: y });
+            plan.ops.extend([attention.clone(), glu.clone()]);
+        }
+        plan.buffers.push(Buffer { name: "last".into(), width: 8, rows: Rows::Outputs });
+        plan.ops.push(Op::Gather { x: BufferId(0), out: BufferId(2) });
+        let table = PlanTable::new(&plan, Workload::decode(16));
+        let [Entry::Repeat { times: 3, .. }, Entry::Repeat { times: 1, entries }, Entry::Row(gather)] =
+            &table.entries[..]
+        else {
+            panic!("{:?}", table.entries)
+        };
+        assert_eq!(entries.len(), 3);
+        assert_eq!(gather.op, "gather");
+        assert_eq!(count(&table.entries), plan.ops.len());
     }
 
     #[test]

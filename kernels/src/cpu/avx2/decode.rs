@@ -1,0 +1,218 @@
+//! Few rows of activations: weights are read once, in the layout of the file, `R` rows at a time against `M` activations. The
+//! order of additions depends neither on `R` nor on `M`, so a row's result is the same in every batch.
+
+use core::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{
+    act::prepare_starts,
+    formats::{self, Format, offset},
+};
+use crate::{
+    cpu::{
+        matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
+        scalar::unreachable_float,
+    },
+    quant::{Block, GroupKind, QuantType},
+};
+
+/// One matmul.
+struct DecodeJob {
+    w: *const u8,
+    row_bytes: usize,
+    k: usize,
+    /// i8 `[M, K]`
+    q: *const i8,
+    /// `[M, K / 32]`
+    d: *const f32,
+    /// d · Σ q for each group of the weights, for formats with minima: `[M, K / GROUP]`.
+    sums: *const f32,
+    /// Start values of the dot products for formats with an offset: `[M, K / 4]`.
+    starts: *const i32,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+/// Eight sums of four products of codes and x. Unsigned codes are at most 63 here: 2 · 63 · 127 = 16002 < 2^15, so `vpmaddubsw`
+/// doesn't saturate. Signed ones give their sign to x, which is never −128: 2 · 128 · 127 = 32512 < 2^15.
+#[inline(always)]
+unsafe fn dot<F: Format>(codes: __m256i, x: __m256i) -> __m256i {
+    const { assert!(F::SIGNED || F::Block::MAX_CODE <= 63) };
+    // SAFETY: value-only.
+    unsafe {
+        let pairs = if F::SIGNED {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
+        } else {
+            _mm256_maddubs_epi16(codes, x)
+        };
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    }
+}
+
+/// Rows `row ..+ R` against all `M` rows of activations.
+///
+/// # Safety
+/// The job's pointers must be valid for its shapes; `R` rows from `row` on must exist; the CPU must have AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
+    let (block_len, block_bytes) = (F::Block::LEN, size_of::<F::Block>());
+    let has_mins = matches!(F::Block::KIND, GroupKind::Min);
+    let groups = job.k / ACT_GROUP;
+    // SAFETY: blocks of rows row..row + R; groups and elements below K of row m.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); M]; R];
+        let mut acc_mins = [[0.0f32; M]; R];
+        let (mut scales, mut mins) = ([[0.0; 16]; R], [[0.0; 16]; R]);
+        for block in 0..job.k / block_len {
+            let mut at = [job.w; R];
+            for r in 0..R {
+                at[r] = job.w.add((row + r) * job.row_bytes + block * block_bytes);
+                _mm_prefetch::<_MM_HINT_T0>(at[r].wrapping_add(R * job.row_bytes).cast());
+                F::scales(at[r], &mut scales[r], &mut mins[r]);
+            }
+            for i in 0..block_len / 32 {
+                let group = block * (block_len / 32) + i;
+                let mut codes = [_mm256_setzero_si256(); R];
+                for r in 0..R {
+                    codes[r] = F::codes(at[r], i);
+                }
+                for m in 0..M {
+                    let x = _mm256_loadu_si256(job.q.add(m * job.k + group * 32).cast());
+                    let d = *job.d.add(m * groups + group);
+                    for r in 0..R {
+                        let mut dots = dot::<F>(codes[r], x);
+                        if offset::<F>().is_some() {
+                            let starts = job.starts.add(m * job.k / 4 + group * 8);
+                            dots = _mm256_add_epi32(dots, _mm256_loadu_si256(starts.cast()));
+                        }
+                        let scale = if F::Block::GROUP == SUM_GROUP {
+                            let (low, high) = (scales[r][2 * i] * d, scales[r][2 * i + 1] * d);
+                            _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low))
+                        } else {
+                            _mm256_set1_ps(scales[r][i] * d)
+                        };
+                        acc[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, acc[r][m]);
+                        if has_mins {
+                            let parts = 32 / F::Block::GROUP;
+                            let sums = job.sums.add((m * groups + group) * parts);
+                            for part in 0..parts {
+                                acc_mins[r][m] += mins[r][i * parts + part] * *sums.add(part);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for m in 0..M {
+                *job.out.add(m * job.out_stride + row + r) = sum(acc[r][m]) + acc_mins[r][m];
+            }
+        }
+    }
+}
+
+/// Sum over the lanes.
+#[inline(always)]
+pub(super) unsafe fn sum(x: __m256) -> f32 {
+    // SAFETY: value-only.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+/// At most [`crate::cpu::DECODE_ROWS`] rows of activations.
+///
+/// # Safety
+/// As `CpuKernels::matmul_q8`; the CPU must have AVX2, FMA and F16C.
+pub(super) unsafe fn matmul(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        match w.dtype() {
+            QuantType::Q4_0 => typed::<formats::Q4_0>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_1 => typed::<formats::Q4_1>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_0 => typed::<formats::Q5_0>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_1 => typed::<formats::Q5_1>(w, rows, acts, out, stride, scratch),
+            QuantType::Q8_0 => typed::<formats::Q8_0>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_K => typed::<formats::Q4K>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_K => typed::<formats::Q5K>(w, rows, acts, out, stride, scratch),
+            QuantType::Q6_K => typed::<formats::Q6K>(w, rows, acts, out, stride, scratch),
+            QuantType::Q2_K => typed::<formats::Q2K>(w, rows, acts, out, stride, scratch),
+            QuantType::Q3_K => typed::<formats::Q3K>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_NL => typed::<formats::Iq4Nl>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_XS => typed::<formats::Iq4Xs>(w, rows, acts, out, stride, scratch),
+            other => unreachable_float(other),
+        }
+    }
+}
+
+unsafe fn typed<F: Format>(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    let mut carve = scratch.carve();
+    let has_mins = matches!(F::Block::KIND, GroupKind::Min);
+    let per_group = F::Block::GROUP / SUM_GROUP;
+    let sums = carve.take::<f32>(if has_mins { acts.sums.len() / per_group } else { 0 });
+    for (group, (sum, parts)) in sums.iter_mut().zip(acts.sums.chunks_exact(per_group)).enumerate() {
+        let total: i32 = parts.iter().map(|&part| i32::from(part)).sum();
+        *sum = acts.d[group * F::Block::GROUP / ACT_GROUP] * total as f32;
+    }
+    let starts = carve.take::<i32>(offset::<F>().map_or(0, |_| acts.q.len() / 4));
+    if let Some(offset) = offset::<F>() {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { prepare_starts(offset, acts.q, starts) };
+    }
+    let job = DecodeJob {
+        w: w.data().as_ptr(),
+        row_bytes: w.row_bytes(),
+        k: acts.k,
+        q: acts.q.as_ptr(),
+        d: acts.d.as_ptr(),
+        sums: sums.as_ptr(),
+        starts: starts.as_ptr(),
+        out,
+        out_stride: stride,
+    };
+    // SAFETY: slices above have the job's shapes; rows are inside the matrix and `out` is the caller's promise.
+    unsafe {
+        match acts.num_rows {
+            0 => {}
+            1 => tiles::<F, 4, 1>(&job, rows),
+            2 => tiles::<F, 2, 2>(&job, rows),
+            3 => tiles::<F, 2, 3>(&job, rows),
+            4 => tiles::<F, 2, 4>(&job, rows),
+            5 => tiles::<F, 1, 5>(&job, rows),
+            6 => tiles::<F, 1, 6>(&job, rows),
+            7 => tiles::<F, 1, 7>(&job, rows),
+            _ => tiles::<F, 1, 8>(&job, rows),
+        }
+    }
+}
+
+unsafe fn tiles<F: Format, const R: usize, const M: usize>(job: &DecodeJob, rows: Range<usize>) {
+    let mut row = rows.start;
+    // SAFETY: the caller's job; rows stay inside its range.
+    unsafe {
+        while row + R <= rows.end {
+            tile::<F, R, M>(job, row);
+            row += R;
+        }
+        while row < rows.end {
+            tile::<F, 1, M>(job, row);
+            row += 1;
+        }
+    }
+}

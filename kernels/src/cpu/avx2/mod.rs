@@ -1,0 +1,63 @@
+//! AVX2 kernels.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `formats.rs` | [`Format`]: how a block becomes registers |
+//! | `decode.rs` | few rows of activations: weights straight from the file |
+//! | `gemm.rs` | many rows: the tile of the 8-bit GEMM, and the transpose for panels |
+//! | `float.rs` | f32 dot products and tiles |
+//! | `act.rs` | quantisation of activations, and start values of dot products |
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tile loops use one index for several arrays and pointers, and their bounds are constants that unroll"
+)]
+
+pub(super) mod act;
+mod decode;
+mod float;
+mod formats;
+mod gemm;
+
+use std::ops::Range;
+
+use super::{
+    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
+    float::FloatIsa,
+    gemm as gemm_loops,
+    matrix::{ActRows, MatrixRef, Scratch},
+};
+
+/// The ISA, for the shared loops.
+pub(super) struct Avx2;
+
+/// The table.
+pub(super) const KERNELS: CpuKernels = CpuKernels {
+    isa: Isa::Avx2,
+    quantize_act_row: act::quantize_act_row,
+    matmul_q8,
+    matmul_f32: float_loops::matmul::<Avx2>,
+    dequantize_row: Avx2::dequantize_row,
+};
+
+/// See `CpuKernels::matmul_q8`.
+///
+/// # Safety
+/// As there, and the CPU must have AVX2, FMA and F16C.
+unsafe fn matmul_q8(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        if acts.num_rows <= DECODE_ROWS {
+            decode::matmul(w, rows, acts, out, stride, scratch);
+        } else {
+            gemm_loops::matmul::<Avx2>(w, rows, acts, out, stride, scratch);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Few rows of activations: weights are read once, in the layout of the file, `R` rows at a time against `M` activations.
+//!
+//! Per register of 64 codes and pair of rows: one dot product into 16 lanes of i32, one conversion, one multiply-add with the
+//! product of both scales, spread from a register that holds them for the whole chunk. Sums over lanes come last. The order
+//! of additions depends neither on `R` nor on `M`, so a row's result is the same in every batch.
+
+use core::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{
+    dot::Dot,
+    formats::{self, Format, Mins},
+};
+use crate::{
+    cpu::avx2::act::prepare_starts,
+    cpu::matrix::{ACT_GROUP, ActRows, Carve, MatrixRef, SUM_GROUP, Scratch},
+    quant::QuantType,
+};
+
+/// How far ahead weights are asked for, at least.
+const PREFETCH_BYTES: usize = 4096;
+
+/// One matmul. Strides are in elements, from one row of activations to the next.
+pub(super) struct DecodeJob {
+    w: *const u8,
+    row_bytes: usize,
+    k: usize,
+    /// i8 `[M, K]`
+    q: *const i8,
+    /// Scales of the activations in the order of [`Format::scales`], 16 for a chunk, zero behind the end: `[M, factor_stride]`.
+    factors: *const f32,
+    /// Scaled sums in the same order, for [`Mins::Apart`].
+    sums: *const f32,
+    factor_stride: usize,
+    /// Start values of the dot products for formats with an offset: −offset · Σ x over the four elements of a lane, `[M, K / 4]`.
+    starts: *const i32,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+/// Which scale belongs to each lane of register `i` of a chunk, for groups of 32 and of 16.
+#[repr(C, align(64))]
+struct Spread([[i32; 16]; 8]);
+static SPREAD_32: Spread = spread(8);
+static SPREAD_16: Spread = spread(4);
+
+const fn spread(lanes: usize) -> Spread {
+    let mut out = [[0; 16]; 8];
+    let mut i = 0;
+    while i < 128 {
+        out[i / 16][i % 16] = (i / lanes % 16) as i32;
+        i += 1;
+    }
+    Spread(out)
+}
+
+/// Rows `row ..+ R` against all `M` rows of activations.
+///
+/// # Safety
+/// The job's pointers must be valid for its shapes; `R` rows from `row` on must exist; the CPU must have the features of `D`.
+#[inline(always)]
+pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
+    let chunk_elements = F::CODES * 64;
+    let chunk_bytes = F::CHUNK_BLOCKS * F::BYTES;
+    let num_chunks = job.k / chunk_elements;
+    let spread = if F::GROUP == 32 { &SPREAD_32 } else { &SPREAD_16 };
+    // SAFETY: weights: blocks of rows row..row + R, inside `num_chunks` chunks and then the rest of the row. Activations: inside
+    // row m; what the last register of an odd number of blocks lacks is masked off. Prefetches may point anywhere.
+    unsafe {
+        let first = job.w.add(row * job.row_bytes);
+        // Whole tiles ahead, far enough to cover the latency of memory at the rate at which a core reads it.
+        let ahead = PREFETCH_BYTES.next_multiple_of(R * job.row_bytes);
+        let mut acc = [[_mm512_setzero_ps(); M]; R];
+        for chunk in 0..num_chunks {
+            let mut products = [[_mm512_setzero_ps(); M]; R];
+            for r in 0..R {
+                let blocks = first.add(r * job.row_bytes + chunk * chunk_bytes);
+                let mut line = 0;
+                while line < chunk_bytes {
+                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(ahead + line).cast());
+                    line += 64;
+                }
+                let (scales, mins) = F::scales(blocks, F::CHUNK_BLOCKS);
+                for m in 0..M {
+                    (acc[r][m], products[r][m]) = factors::<F>(job, acc[r][m], scales, mins, chunk, m);
+                }
+            }
+            for i in 0..F::CODES {
+                let mut codes = [_mm512_setzero_si512(); R];
+                for r in 0..R {
+                    codes[r] = F::codes(first.add(r * job.row_bytes + chunk * chunk_bytes), i);
+                }
+                let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
+                let element = chunk * chunk_elements + i * 64;
+                for m in 0..M {
+                    let x = _mm512_loadu_si512(job.q.add(m * job.k + element).cast());
+                    let start = if F::OFFSET == 0 {
+                        _mm512_setzero_si512()
+                    } else {
+                        _mm512_loadu_si512(job.starts.add((m * job.k + element) / 4).cast())
+                    };
+                    for r in 0..R {
+                        let dot = _mm512_cvtepi32_ps(D::dot(start, codes[r], x));
+                        let scale = _mm512_permutexvar_ps(which, products[r][m]);
+                        acc[r][m] = _mm512_fmadd_ps(dot, scale, acc[r][m]);
+                    }
+                }
+            }
+        }
+        if F::CHUNK_BLOCKS > 1 {
+            let blocks_left = job.k / F::LEN - num_chunks * F::CHUNK_BLOCKS;
+            if blocks_left > 0 {
+                let mut products = [[_mm512_setzero_ps(); M]; R];
+                for r in 0..R {
+                    let blocks = first.add(r * job.row_bytes + num_chunks * chunk_bytes);
+                    let (scales, mins) = F::scales(blocks, blocks_left);
+                    for m in 0..M {
+                        (acc[r][m], products[r][m]) = factors::<F>(job, acc[r][m], scales, mins, num_chunks, m);
+                    }
+                }
+                for i in 0..blocks_left.div_ceil(2) {
+                    let is_pair = 2 * i + 1 < blocks_left;
+                    // Bytes of x, and lanes of start values: all, or those of one block.
+                    let (bytes, lanes) = if is_pair { (!0, !0) } else { (0xffff_ffff, 0xff) };
+                    let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
+                    let element = num_chunks * chunk_elements + i * 64;
+                    for r in 0..R {
+                        let blocks = first.add(r * job.row_bytes + num_chunks * chunk_bytes);
+                        let codes = if is_pair { F::codes(blocks, i) } else { F::half(blocks.add(2 * i * F::BYTES)) };
+                        for m in 0..M {
+                            let x = _mm512_maskz_loadu_epi8(bytes, job.q.add(m * job.k + element));
+                            let start = if F::OFFSET == 0 {
+                                _mm512_setzero_si512()
+                            } else {
+                                _mm512_maskz_loadu_epi32(lanes, job.starts.add((m * job.k + element) / 4))
+                            };
+                            let dot = _mm512_cvtepi32_ps(D::dot(start, codes, x));
+                            let scale = _mm512_permutexvar_ps(which, products[r][m]);
+                            acc[r][m] = _mm512_fmadd_ps(dot, scale, acc[r][m]);
+                        }
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            let mut four = [acc[0][m]; 4];
+            for r in 0..R {
+                four[r] = acc[r][m];
+            }
+            let sums = sum_four(four);
+            let out = job.out.add(m * job.out_stride + row);
+            if R == 4 {
+                _mm_storeu_ps(out, sums);
+            } else {
+                _mm_mask_storeu_ps(out, (1 << R) - 1, sums);
+            }
+        }
+    }
+}
+
+/// Multiplies the scales of a chunk by those of the activations and adds the minima's part.
+#[inline(always)]
+unsafe fn factors<F: Format>(
+    job: &DecodeJob,
+    acc: __m512,
+    scales: __m512,
+    mins: __m512,
+    chunk: usize,
+    m: usize,
+) -> (__m512, __m512) {
+    // SAFETY: 16 factors a chunk, padded with zeros.
+    unsafe {
+        let at = m * job.factor_stride + chunk * 16;
+        let products = _mm512_mul_ps(scales, _mm512_loadu_ps(job.factors.add(at)));
+        let acc = match F::MINS {
+            Mins::None => acc,
+            Mins::Apart => _mm512_fmadd_ps(mins, _mm512_loadu_ps(job.sums.add(at)), acc),
+            Mins::Upper => _mm512_mask_add_ps(acc, 0xff00, acc, products),
+        };
+        (acc, products)
+    }
+}
+
+/// Sum over the lanes of each.
+#[inline(always)]
+pub(super) unsafe fn sum_four(x: [__m512; 4]) -> __m128 {
+    // SAFETY: value-only.
+    unsafe {
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+        let abcd = _mm512_add_ps(low, high);
+        let halves = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps::<1>(abcd));
+        _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
+    }
+}
+
+/// At most [`crate::cpu::DECODE_ROWS`] rows of activations.
+///
+/// # Safety
+/// As `CpuKernels::matmul_q8`; the CPU must have the features of `D`.
+pub(super) unsafe fn matmul<D: Dot>(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        match w.dtype() {
+            QuantType::Q4_0 => typed::<formats::Q4_0, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_1 => typed::<formats::Q4_1, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_0 => typed::<formats::Q5_0, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_1 => typed::<formats::Q5_1, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q8_0 => typed::<formats::Q8_0, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_K => typed::<formats::Q4K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_K => typed::<formats::Q5K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q6_K => typed::<formats::Q6K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q2_K => typed::<formats::Q2K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q3_K => typed::<formats::Q3K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_NL => typed::<formats::Iq4Nl, D>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_XS => typed::<formats::Iq4Xs, D>(w, rows, acts, out, stride, scratch),
+            other => crate::cpu::scalar::unreachable_float(other),
+        }
+    }
+}
+
+unsafe fn typed<F: Format, D: Dot>(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    out: *mut f32,
+    stride: usize,
+    scratch: &mut Scratch,
+) {
+    let factor_stride = (acts.k / (F::CODES * 64) + usize::from(!acts.k.is_multiple_of(F::CODES * 64))) * 16;
+    let mut carve = scratch.carve();
+    let carved: &mut Carve = &mut carve;
+    let factors = carved.take::<f32>(acts.num_rows * factor_stride);
+    let sums = carved.take::<f32>(if F::MINS == Mins::Apart { factors.len() } else { 0 });
+    let starts = carved.take::<i32>(if F::OFFSET == 0 { 0 } else { acts.num_rows * acts.k / 4 });
+    for m in 0..acts.num_rows {
+        let row = acts.rows(m..m + 1);
+        let part = m * factor_stride..(m + 1) * factor_stride;
+        prepare_factors::<F>(&row, &mut factors[part.clone()], if sums.is_empty() { &mut [] } else { &mut sums[part] });
+        if F::OFFSET != 0 {
+            // SAFETY: `D`'s features include the base features; lengths: K codes and K / 4 start values.
+            unsafe { prepare_starts(F::OFFSET, row.q, &mut starts[m * acts.k / 4..(m + 1) * acts.k / 4]) };
+        }
+    }
+    let job = DecodeJob {
+        w: w.data().as_ptr(),
+        row_bytes: w.row_bytes(),
+        k: acts.k,
+        q: acts.q.as_ptr(),
+        factors: factors.as_ptr(),
+        sums: sums.as_ptr(),
+        factor_stride,
+        starts: starts.as_ptr(),
+        out,
+        out_stride: stride,
+    };
+    // SAFETY: slices above have the job's shapes; rows are inside the matrix and `out` is the caller's promise.
+    unsafe {
+        match acts.num_rows {
+            0 => {}
+            1 => tiles::<F, D, 4, 1>(&job, rows),
+            2 => tiles::<F, D, 4, 2>(&job, rows),
+            3 => tiles::<F, D, 2, 3>(&job, rows),
+            4 => tiles::<F, D, 2, 4>(&job, rows),
+            5 => tiles::<F, D, 1, 5>(&job, rows),
+            6 => tiles::<F, D, 1, 6>(&job, rows),
+            7 => tiles::<F, D, 1, 7>(&job, rows),
+            _ => tiles::<F, D, 1, 8>(&job, rows),
+        }
+    }
+}
+
+unsafe fn tiles<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, rows: Range<usize>) {
+    let mut row = rows.start;
+    // SAFETY: the caller's job; rows stay inside its range.
+    unsafe {
+        while row + R <= rows.end {
+            D::decode_tile::<F, R, M>(job, row);
+            row += R;
+        }
+        while row < rows.end {
+            D::decode_tile::<F, 1, M>(job, row);
+            row += 1;
+        }
+    }
+}
+
+/// Brings one row's scales (and scaled sums) into the order of the format's scales.
+fn prepare_factors<F: Format>(act: &ActRows, factors: &mut [f32], sums: &mut [f32]) {
+    let chunk_groups = F::CODES * 64 / F::GROUP;
+    let num_groups = act.k / F::GROUP;
+    let scale = |group: usize| act.d[group * F::GROUP / ACT_GROUP];
+    let scaled_sum = |group: usize| {
+        let per_group = F::GROUP / SUM_GROUP;
+        let sum: i32 = act.sums[group * per_group..(group + 1) * per_group].iter().map(|&sum| i32::from(sum)).sum();
+        scale(group) * sum as f32
+    };
+    factors.fill(0.0);
+    sums.fill(0.0);
+    for group in 0..num_groups {
+        let at = group / chunk_groups * 16 + group % chunk_groups;
+        factors[at] = scale(group);
+        match F::MINS {
+            Mins::None => {}
+            Mins::Apart => sums[at] = scaled_sum(group),
+            // Minima are subtracted.
+            Mins::Upper => factors[at + 8] = -scaled_sum(group),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The 8-bit dot product, and the functions that must be compiled once for each way of doing it.
+
+use core::arch::x86_64::*;
+
+use super::{
+    decode::{self, DecodeJob},
+    formats::Format,
+    gemm,
+};
+use crate::cpu::gemm::GemmTile;
+
+/// How `acc[lane] += Σ codes[4·lane + j] · x[4·lane + j]`, j in 0..4, is computed, with unsigned codes and signed x. The sum of
+/// four products is at most 4 · 255 · 128 < 2^17, and a group has at most 8 of them in a lane: no i32 overflows.
+///
+/// A `#[target_feature]` function can't depend on a type parameter, so each implementation brings the hot functions compiled
+/// for its own features.
+pub(super) trait Dot: Copy + 'static {
+    /// The dot product itself, to be inlined into the two functions below.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features.
+    unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i;
+
+    /// [`decode::tile`] with this dot product.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features; and as [`decode::tile`].
+    unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize);
+
+    /// [`gemm::tile`] with this dot product.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features; and as [`gemm::tile`].
+    unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const M: usize>(tile: &GemmTile);
+}
+
+/// `vpdpbusd`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Vnni;
+
+/// Multiplication of even and odd bytes as 16-bit integers: exact for all codes, where `vpmaddubsw` would saturate above 128.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Emulated;
+
+macro_rules! hot_functions {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
+            // SAFETY: the caller's promises, passed on.
+            unsafe { decode::tile::<F, Self, R, M>(job, row) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const M: usize>(tile: &GemmTile) {
+            // SAFETY: the caller's promises, passed on.
+            unsafe { gemm::tile::<Self, GROUP, MIN, M>(tile) }
+        }
+    };
+}
+
+impl Dot for Vnni {
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the caller has VNNI.
+        unsafe { _mm512_dpbusd_epi32(acc, codes, x) }
+    }
+
+    hot_functions!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+}
+
+impl Dot for Emulated {
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the caller has AVX-512 BW. Products are at most 255 · 128 in magnitude, and `vpmaddwd` adds two in i32.
+        unsafe {
+            let even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff));
+            let odd = _mm512_srli_epi16::<8>(codes);
+            let x_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
+            let x_odd = _mm512_srai_epi16::<8>(x);
+            let sum = _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd));
+            _mm512_add_epi32(acc, sum)
+        }
+    }
+
+    hot_functions!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+}

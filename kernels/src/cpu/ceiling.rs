@@ -1,0 +1,197 @@
+//! What this machine can do at most, measured: how fast it reads memory, and how many 8-bit multiply-adds it does. Results are
+//! quoted as a share of these, taken in the same run: on a shared machine absolute numbers drift by half.
+
+use std::{
+    hint::black_box,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::Isa;
+
+/// A buffer that is larger than the caches, its pages touched.
+#[derive(Debug)]
+pub struct ReadBuffer {
+    words: Vec<u64>,
+}
+
+impl ReadBuffer {
+    /// `bytes` are rounded down to whole megabytes, at least one. 1 GiB is beyond any cache of today.
+    pub fn new(bytes: usize) -> Self {
+        let words = (bytes >> 20).max(1) << 17;
+        Self { words: (0..words as u64).collect() }
+    }
+
+    /// Bytes a second that `num_threads` threads read together, each its own part in order: the best of `passes`.
+    pub fn read_bandwidth(&self, num_threads: usize, passes: usize) -> f64 {
+        let part = self.words.len().div_ceil(num_threads.max(1));
+        let best = (0..passes.max(1))
+            .map(|_| {
+                timed_together(num_threads, |thread| {
+                    let from = (thread * part).min(self.words.len());
+                    black_box(read(&self.words[from..(from + part).min(self.words.len())]));
+                })
+            })
+            .min()
+            .unwrap_or(Duration::MAX);
+        size_of_val(&self.words[..]) as f64 / best.as_secs_f64()
+    }
+}
+
+/// Runs `work` on threads that start together; the time until the last is done.
+fn timed_together(num_threads: usize, work: impl Fn(usize) + Sync) -> Duration {
+    let barrier = Barrier::new(num_threads.max(1));
+    let epoch = Instant::now();
+    let (first, last) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..num_threads.max(1) {
+            let (barrier, work, first, last) = (&barrier, &work, &first, &last);
+            scope.spawn(move || {
+                barrier.wait();
+                first.fetch_min(epoch.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                work(thread);
+                last.fetch_max(epoch.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            });
+        }
+    });
+    Duration::from_nanos(last.into_inner().saturating_sub(first.into_inner()).max(1))
+}
+
+/// Some function of all words, so that none can be skipped.
+fn read(words: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx2.is_available() {
+        // SAFETY: just checked.
+        return unsafe { x86::read_avx2(words) };
+    }
+    read_plain(words)
+}
+
+#[inline(always)]
+fn read_plain(words: &[u64]) -> u64 {
+    let mut acc = [0; 32];
+    let (chunks, rest) = words.as_chunks::<32>();
+    for chunk in chunks {
+        for (acc, word) in acc.iter_mut().zip(chunk) {
+            *acc ^= word;
+        }
+    }
+    acc.iter().chain(rest).fold(0, |a, b| a ^ b)
+}
+
+/// 8-bit multiply-adds a second that `num_threads` threads do in registers with the dot product of `isa` (one product and one
+/// addition count as one); `None` where the ISA has none or the CPU lacks it.
+pub fn int8_peak(isa: Isa, num_threads: usize, duration: Duration) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if !isa.is_available() {
+            return None;
+        }
+        let round: unsafe fn() -> u64 = match isa {
+            Isa::Scalar => return None,
+            Isa::Avx2 => x86::dots_avx2,
+            Isa::Avx512 => x86::dots_avx512,
+            Isa::Avx512Vnni => x86::dots_vnni,
+        };
+        let (total, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let elapsed = timed_together(num_threads, |thread| {
+            let start = Instant::now();
+            let mut done = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // SAFETY: availability checked above.
+                done += unsafe { round() };
+                if thread == 0 && start.elapsed() >= duration {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+            total.fetch_add(done, Ordering::Relaxed);
+        });
+        Some(total.into_inner() as f64 / elapsed.as_secs_f64())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, num_threads, duration);
+        None
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use core::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// Steps in a call: long against the clock's resolution, short against a time slice.
+    const STEPS: u64 = 20_000;
+    /// Independent sums: more than latency × throughput.
+    const CHAINS: usize = 16;
+
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn read_avx2(words: &[u64]) -> u64 {
+        super::read_plain(words)
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) unsafe fn dots_vnni() -> u64 {
+        let (codes, x) = (_mm512_set1_epi8(black_box(1)), _mm512_set1_epi8(black_box(1)));
+        let mut acc = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                *acc = _mm512_dpbusd_epi32(*acc, codes, x);
+            }
+        }
+        black_box(acc);
+        STEPS * CHAINS as u64 * 64
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn dots_avx512() -> u64 {
+        let (codes, x) = (_mm512_set1_epi8(black_box(1)), _mm512_set1_epi8(black_box(1)));
+        let ones = _mm512_set1_epi16(black_box(1));
+        let mut acc = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                // The sum goes in, so that the products can't be computed once for all.
+                let pairs = _mm512_maddubs_epi16(_mm512_xor_si512(codes, *acc), x);
+                *acc = _mm512_add_epi32(*acc, _mm512_madd_epi16(pairs, ones));
+            }
+        }
+        black_box(acc);
+        STEPS * CHAINS as u64 * 64
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn dots_avx2() -> u64 {
+        let (codes, x) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi8(black_box(1)));
+        let ones = _mm256_set1_epi16(black_box(1));
+        let mut acc = [_mm256_setzero_si256(); CHAINS / 2];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                // The sum goes in, so that the products can't be computed once for all.
+                let pairs = _mm256_maddubs_epi16(_mm256_xor_si256(codes, *acc), x);
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        black_box(acc);
+        STEPS * (CHAINS / 2) as u64 * 32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ceilings_are_of_this_world() {
+        let bandwidth = ReadBuffer::new(64 << 20).read_bandwidth(1, 2);
+        assert!((1e8..1e13).contains(&bandwidth), "{bandwidth}");
+        assert!(int8_peak(Isa::Scalar, 1, Duration::from_millis(1)).is_none());
+        for isa in Isa::ALL {
+            if let Some(peak) = int8_peak(isa, 1, Duration::from_millis(5)) {
+                assert!((1e9..1e13).contains(&peak), "{} {peak}", isa.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Each ISA by name against f64 arithmetic on the exact codes: every type, tail and batch size, extremes, and what must not
+//! depend on what.
+
+use super::*;
+use crate::quant::{
+    Block, GroupKind, QuantType,
+    tests::{Rng, random_row},
+    with_block,
+};
+
+/// Kernels of every level that this CPU has. A level named in `REQUIRE_ISA` must be there.
+fn all_kernels() -> Vec<CpuKernels> {
+    let required = std::env::var("REQUIRE_ISA").unwrap_or_default();
+    let mut found = Vec::new();
+    for isa in Isa::ALL {
+        match CpuKernels::for_isa(isa) {
+            Some(kernels) => {
+                assert_eq!(kernels.isa(), isa);
+                found.push(kernels);
+            }
+            None => {
+                assert!(!required.split(',').any(|name| name == isa.name()), "REQUIRE_ISA names {}", isa.name());
+                eprintln!("SKIP {}: this CPU lacks it", isa.name());
+            }
+        }
+    }
+    found
+}
+
+fn q8_types() -> impl Iterator<Item = QuantType> {
+    QuantType::all().iter().copied().filter(|&dtype| CpuKernels::matmul_q8_supported(dtype))
+}
+
+fn float_and_q8_types() -> impl Iterator<Item = QuantType> {
+    QuantType::all().iter().copied().filter(|dtype| dtype.has_kernels())
+}
+
+/// A random matrix and activations.
+struct Case {
+    dtype: QuantType,
+    n: usize,
+    k: usize,
+    weights: Vec<u8>,
+    x: Vec<f32>,
+}
+
+impl Case {
+    fn new(dtype: QuantType, m: usize, n: usize, k: usize, seed: u64) -> Self {
+        let mut rng = Rng(seed * 0x9e37 + 1);
+        let weights = (0..n).flat_map(|_| random_row(dtype, k, &mut rng)).collect();
+        Self { dtype, n, k, weights, x: rng.normals(m * k) }
+    }
+
+    fn matrix(&self) -> MatrixRef<'_> {
+        MatrixRef::new(self.dtype, self.n, self.k, &self.weights).unwrap()
+    }
+}
+
+/// The product in f64 with exact integers, and the sum of the magnitudes that were added: what rounding errors are relative to.
+fn exact_q8(w: &MatrixRef, acts: &ActRows, m: usize, n: usize) -> (f64, f64) {
+    with_block!(
+        w.dtype(),
+        |B| exact_q8_block::<B>(bytemuck::cast_slice(w.row(n)), &acts.rows(m..m + 1)),
+        unreachable!()
+    )
+}
+
+fn exact_q8_block<B: Block>(blocks: &[B], act: &ActRows) -> (f64, f64) {
+    let (mut total, mut magnitude) = (0.0, 0.0);
+    for (b, block) in blocks.iter().enumerate() {
+        let (mut codes, mut scales, mut mins) = (vec![0; B::LEN], vec![0.0; 16], vec![0.0; 16]);
+        block.unpack(&mut codes, &mut scales, &mut mins);
+        for group in 0..B::LEN / B::GROUP {
+            let first = b * B::LEN + group * B::GROUP;
+            let q: Vec<i64> = act.q[first..first + B::GROUP].iter().map(|&q| i64::from(q)).collect();
+            let sum: i64 = q.iter().sum();
+            let dot: i64 = q.iter().zip(&codes[group * B::GROUP..]).map(|(q, &code)| q * i64::from(code)).sum();
+            let d = f64::from(act.d[first / ACT_GROUP]);
+            let terms = match B::KIND {
+                GroupKind::Offset(offset) => {
+                    [f64::from(scales[group]) * d * (dot - i64::from(offset) * sum) as f64, 0.0]
+                }
+                GroupKind::Min => [f64::from(scales[group]) * d * dot as f64, f64::from(mins[group]) * d * sum as f64],
+            };
+            total += terms[0] + terms[1];
+            // Sums inside a register see a group's parts, each no larger than the sum of its products' magnitudes.
+            let parts: i64 = q
+                .iter()
+                .zip(&codes[group * B::GROUP..])
+                .map(|(q, &code)| match B::KIND {
+                    GroupKind::Offset(offset) => (q * (i64::from(code) - i64::from(offset))).abs(),
+                    GroupKind::Min => (q * i64::from(code)).abs(),
+                })
+                .sum();
+            magnitude += f64::from(scales[group]).abs() * d * parts as f64 + terms[1].abs();
+        }
+    }
+    (total, magnitude)
+}
+
+/// Each of at most 3·K/16 additions and products rounds by half a unit in the last place of a partial sum, and no partial sum
+/// exceeds the magnitude; they don't all round the same way, which the factor of 1/8 uses.
+fn bound(k: usize, magnitude: f64) -> f64 {
+    let steps = (3 * k / 16 + 16) as f64;
+    steps / 8.0 * f64::from(f32::EPSILON) * magnitude + f64::from(f32::MIN_POSITIVE)
+}
+
+/// [`exact_q8`] of every element.
+fn all_exact_q8(case: &Case, acts: &ActRows) -> Vec<(f64, f64)> {
+    let matrix = case.matrix();
+    (0..acts.num_rows * case.n).map(|i| exact_q8(&matrix, acts, i / case.n, i % case.n)).collect()
+}
+
+fn check_q8(kernels: &CpuKernels, case: &Case, acts: &ActRows, exact: &[(f64, f64)]) -> Vec<f32> {
+    let matrix = case.matrix();
+    let mut out = vec![f32::NAN; acts.num_rows * case.n];
+    kernels.matmul_q8_all(&matrix, acts, &mut out, &mut Scratch::for_shapes(case.k));
+    for m in 0..acts.num_rows {
+        for n in 0..case.n {
+            let (expected, magnitude) = exact[m * case.n + n];
+            let (got, tolerance) = (f64::from(out[m * case.n + n]), bound(case.k, magnitude));
+            assert!(
+                (got - expected).abs() <= tolerance,
+                "{} {} M {} N {} K {}: [{m}, {n}] is {got}, not {expected} ± {tolerance}",
+                kernels.isa().name(),
+                case.dtype,
+                acts.num_rows,
+                case.n,
+                case.k,
+            );
+        }
+    }
+    out
+}
+
+#[test]
+fn activations_are_quantised_bit_for_bit_as_by_the_scalar_code() {
+    let scalar = CpuKernels::for_isa(Isa::Scalar).unwrap();
+    let mut rng = Rng(3);
+    let mut rows: Vec<Vec<f32>> = (1..20).map(|groups| rng.normals(groups * 32)).collect();
+    rows.push(vec![0.0; 64]);
+    rows.push((0..96).map(|i| [1e-38, -3e-37, 5e-45, 0.0][i % 4]).collect());
+    rows.push((0..64).map(|i| if i == 40 { f32::INFINITY } else { 1.0 }).collect());
+    rows.push((0..64).map(|i| if i == 7 { f32::NAN } else { i as f32 }).collect());
+    rows.push((0..64).map(|i| if i % 2 == 0 { f32::MAX } else { -f32::MAX }).collect());
+    // Halves: where rounding to even shows.
+    rows.push((0..128).map(|i| if i % 32 == 0 { 127.0 } else { (i % 32) as f32 - 15.5 }).collect());
+    for x in rows {
+        let quantise = |kernels: &CpuKernels| {
+            let (mut q, mut d, mut sums) = (vec![99; x.len()], vec![-1.0; x.len() / 32], vec![99; x.len() / 16]);
+            kernels.quantize_act_row(&x, &mut q, &mut d, &mut sums);
+            (q, d.iter().map(|d: &f32| d.to_bits()).collect::<Vec<_>>(), sums)
+        };
+        let expected = quantise(&scalar);
+        for (i, sum) in expected.2.iter().enumerate() {
+            assert_eq!(i32::from(*sum), expected.0[i * 16..][..16].iter().map(|&q| i32::from(q)).sum::<i32>());
+        }
+        for (group, x) in x.chunks(32).enumerate().filter(|(_, x)| x.iter().all(|x| x.is_finite())) {
+            let d = f64::from(f32::from_bits(expected.1[group]));
+            for (i, &x) in x.iter().enumerate() {
+                let error = (f64::from(x) - d * f64::from(expected.0[group * 32 + i])).abs();
+                assert!(error <= 0.5001 * d + 4e-37, "{x} in steps of {d}");
+            }
+        }
+        for kernels in all_kernels() {
+            assert_eq!(quantise(&kernels), expected, "{}", kernels.isa().name());
+        }
+    }
+}
+
+/// Every ISA on one case. Activations are the same for all (see above).
+fn check_q8_everywhere(kernels: &[CpuKernels], case: &Case) {
+    let mut buffer = ActBuffer::default();
+    let acts = buffer.quantize(&kernels[0], &case.x, case.k).unwrap();
+    let exact = all_exact_q8(case, &acts);
+    for kernels in kernels {
+        check_q8(kernels, case, &acts, &exact);
+    }
+}
+
+#[test]
+fn matmul_q8_for_every_batch_size() {
+    let kernels = all_kernels();
+    for dtype in q8_types() {
+        let k = 512 + dtype.block_len();
+        for m in 1..=40 {
+            check_q8_everywhere(&kernels, &Case::new(dtype, m, 35, k, m as u64));
+        }
+    }
+}
+
+#[test]
+fn matmul_q8_for_every_shape() {
+    let kernels = all_kernels();
+    for dtype in q8_types() {
+        for blocks in [1, 2, 3, 7, 8, 9, 15, 16, 17, 18, 25, 33, 65] {
+            let k = blocks * dtype.block_len();
+            if k > 2560 {
+                continue;
+            }
+            for n in [1, 2, 3, 4, 5, 31, 32, 33, 66] {
+                for m in [1, 3, 4, 8, 9, 13] {
+                    check_q8_everywhere(&kernels, &Case::new(dtype, m, n, k, (blocks * 100 + n) as u64));
+                }
+            }
+        }
+    }
+}
+
+/// The second slab of activations, and chunks of K of the large GEMM.
+#[test]
+fn matmul_q8_beyond_one_slab() {
+    let kernels: Vec<_> = all_kernels().into_iter().filter(|kernels| kernels.isa() != Isa::Scalar).collect();
+    if kernels.is_empty() {
+        eprintln!("SKIP: only the scalar code, which has no slabs");
+        return;
+    }
+    for dtype in [QuantType::Q4_0, QuantType::Q4_K, QuantType::Q6_K, QuantType::Q2_K] {
+        check_q8_everywhere(&kernels, &Case::new(dtype, 515, 5, 1536, 4));
+    }
+}
+
+#[test]
+fn matmul_q8_at_the_extremes() {
+    let kernels = all_kernels();
+    for dtype in q8_types() {
+        let k = 512;
+        for byte in [0x00, 0xff, 0x0f, 0xf0, 0x80, 0x7f] {
+            let mut case = Case::new(dtype, 1, 33, k, 1);
+            let sane = case.weights.clone();
+            case.weights.fill(byte);
+            // Keep the half-precision fields of the random row: everything else is at its extreme.
+            for (block, sane) in
+                case.weights.chunks_exact_mut(dtype.block_bytes()).zip(sane.chunks_exact(dtype.block_bytes()))
+            {
+                let halves = match dtype {
+                    QuantType::Q2_K => 80..84,
+                    QuantType::Q3_K => 108..110,
+                    QuantType::Q6_K => 208..210,
+                    QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => 0..4,
+                    _ => 0..2,
+                };
+                block[halves.clone()].copy_from_slice(&sane[halves]);
+            }
+            for m in [1, 4, 8, 12, 13] {
+                for pattern in
+                    [|_| 127, |_| -127, |i| if i % 2 == 0 { 127 } else { -127 }, |i| if i % 4 < 2 { 127 } else { -127 }]
+                        as [fn(usize) -> i8; 4]
+                {
+                    let q: Vec<i8> = (0..m * k).map(pattern).collect();
+                    let sums: Vec<i16> = q.chunks(16).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
+                    let d = vec![1.0; m * k / 32];
+                    let acts = ActRows { num_rows: m, k, q: &q, d: &d, sums: &sums };
+                    let exact = all_exact_q8(&case, &acts);
+                    for kernels in &kernels {
+                        check_q8(kernels, &case, &acts, &exact);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    for kernels in all_kernels() {
+        for dtype in q8_types() {
+            let k = 1536;
+            let case = Case::new(dtype, 40, 37, k, 5);
+            let mut buffer = ActBuffer::default();
+            let acts = buffer.quantize(&kernels, &case.x, k).unwrap();
+            let exact = all_exact_q8(&case, &acts);
+            let few = check_q8(&kernels, &case, &acts.rows(0..1), &exact);
+            for m in 2..=DECODE_ROWS {
+                let batch = check_q8(&kernels, &case, &acts.rows(0..m), &exact);
+                assert_eq!(few, batch[..case.n], "{} {dtype} M {m}", kernels.isa().name());
+            }
+            let many = check_q8(&kernels, &case, &acts.rows(0..DECODE_ROWS + 1), &exact);
+            for m in DECODE_ROWS + 2..=40 {
+                let batch = check_q8(&kernels, &case, &acts.rows(0..m), &exact);
+                assert_eq!(many[..case.n], batch[..case.n], "{} {dtype} M {m}", kernels.isa().name());
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_rows_asked_for_are_written() {
+    for kernels in all_kernels() {
+        for dtype in float_and_q8_types() {
+            let (n, k, stride) = (70, 256, 75);
+            for m in [1, 3, 8, 11] {
+                let case = Case::new(dtype, m, n, k, 9);
+                let matrix = case.matrix();
+                let mut scratch = Scratch::for_shapes(k);
+                let mut buffer = ActBuffer::default();
+                let acts = buffer.quantize(&kernels, &case.x, k).unwrap();
+                for rows in [0..0, 0..1, 3..40, 32..64, 69..70, 0..70] {
+                    let mut whole = vec![0.0; m * n];
+                    let mut out = vec![7777.0; m * stride];
+                    // SAFETY: `out` is [m, stride] with stride above n.
+                    unsafe {
+                        if dtype.is_float() {
+                            kernels.matmul_f32_all(&matrix, &case.x, m, &mut whole, &mut scratch);
+                            let base = out.as_mut_ptr();
+                            kernels.matmul_f32(&matrix, rows.clone(), &case.x, k, m, base, stride, &mut scratch);
+                        } else {
+                            kernels.matmul_q8_all(&matrix, &acts, &mut whole, &mut scratch);
+                            kernels.matmul_q8(&matrix, rows.clone(), &acts, out.as_mut_ptr(), stride, &mut scratch);
+                        }
+                    }
+                    for (i, &got) in out.iter().enumerate() {
+                        let (m, n) = (i / stride, i % stride);
+                        let expected = if rows.contains(&n) { whole[m * case.n + n] } else { 7777.0 };
+                        assert_eq!(got, expected, "{} {dtype} {rows:?} [{m}, {n}]", kernels.isa().name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matmul_f32_for_every_type_and_shape() {
+    for kernels in all_kernels() {
+        for dtype in float_and_q8_types() {
+            let unit = dtype.block_len();
+            let ks = if unit == 1 {
+                vec![1, 3, 15, 16, 17, 31, 33, 255, 256, 257, 500]
+            } else {
+                vec![unit, 2 * unit, 3 * unit, 512 + unit]
+            };
+            for k in ks {
+                for (i, n) in [1, 2, 3, 4, 5, 7, 31, 32, 33, 65].into_iter().enumerate() {
+                    let ms = if i == 4 { (1..=40).collect() } else { vec![1, 2, 5, 8, 9, 12, 25] };
+                    for m in ms {
+                        let case = Case::new(dtype, m, n, k, (k + n) as u64);
+                        let mut dense = vec![0.0; n * k];
+                        for (row, dense) in dense.chunks_exact_mut(k).enumerate() {
+                            dtype.dequantize_row(case.matrix().row(row), dense).unwrap();
+                            let mut same = vec![0.0; k];
+                            kernels.dequantize_row(dtype, case.matrix().row(row), &mut same).unwrap();
+                            assert_eq!(dense, same, "{} {dtype}", kernels.isa().name());
+                        }
+                        let mut out = vec![f32::NAN; m * n];
+                        let mut scratch = Scratch::for_shapes(k);
+                        kernels.matmul_f32_all(&case.matrix(), &case.x, m, &mut out, &mut scratch);
+                        for (i, &got) in out.iter().enumerate() {
+                            let (w, x) = (&dense[i % n * k..][..k], &case.x[i / n * k..][..k]);
+                            let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                            let (expected, magnitude) =
+                                terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs()));
+                            let tolerance = (k as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON) * magnitude;
+                            assert!(
+                                (f64::from(got) - expected).abs() <= tolerance,
+                                "{} {dtype} M {m} N {n} K {k} [{i}]: {got}, not {expected} ± {tolerance}",
+                                kernels.isa().name(),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_hidden() {
+    for kernels in all_kernels() {
+        for dtype in q8_types() {
+            let k = 512;
+            for m in [1, 9] {
+                for poison in [f32::NAN, f32::INFINITY] {
+                    let mut case = Case::new(dtype, m, 33, k, 2);
+                    case.x[300] = poison;
+                    let mut buffer = ActBuffer::default();
+                    let acts = buffer.quantize(&kernels, &case.x, k).unwrap();
+                    let mut out = vec![0.0; m * 33];
+                    kernels.matmul_q8_all(&case.matrix(), &acts, &mut out, &mut Scratch::for_shapes(k));
+                    assert!(out[..33].iter().all(|x| x.is_nan()), "{} {dtype} {poison}", kernels.isa().name());
+                    assert!(out[33..].iter().all(|x| x.is_finite()), "{} {dtype} {poison}", kernels.isa().name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    assert!(MatrixRef::new(QuantType::Q4_K, 2, 255, &[0; 288]).is_err());
+    assert!(MatrixRef::new(QuantType::Q4_K, 2, 256, &[0; 287]).is_err());
+    assert!(MatrixRef::new(QuantType::IQ2_XS, 1, 256, &[0; 74]).is_err());
+    assert!(MatrixRef::new(QuantType::F32, usize::MAX, 2, &[]).is_err());
+    let kernels = CpuKernels::detect();
+    assert!(ActBuffer::default().quantize(&kernels, &[0.0; 33], 33).is_err());
+    assert!(ActBuffer::default().quantize(&kernels, &[0.0; 33], 32).is_err());
+}
