@@ -109,7 +109,7 @@ impl CustomOp1 for QMatMul {
             Some(width) if *width == self.k => *width = self.n,
             _ => bail!("{self:?}: x is {:?}, its last axis must be {}", layout.dims(), self.k),
         }
-        let num_rows = if self.k == 0 { 0 } else { x.len() / self.k };
+        let num_rows = x.len().checked_div(self.k).unwrap_or(0);
         let mut out = vec![0.0; num_rows * self.n];
         if !out.is_empty() {
             self.matmul(x, num_rows, &mut out).map_err(candle_core::Error::wrap)?;

@@ -4,7 +4,10 @@
 //! real program. The fuzz
 //! targets in `fuzz/` call the same entry points (`tests/support/exercise.rs`).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 mod alloc;
+mod binary;
 mod files;
 mod gguf;
 mod model;

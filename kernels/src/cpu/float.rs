@@ -12,6 +12,8 @@ use super::{
 };
 use crate::quant::QuantType;
 
+/// Rows of activations up to which dot products cost less than making panels.
+const DOT_ROWS: usize = 32;
 /// Rows of activations that share one unpacking of the weights.
 const SLAB_ROWS: usize = 512;
 /// Elements of K in a chunk: a multiple of every block; a panel is 32 KiB.
@@ -75,12 +77,16 @@ pub(super) unsafe fn matmul<I: FloatIsa>(
     let job = FloatJob { k: w.cols(), x: x.as_ptr(), x_stride, out, out_stride };
     // SAFETY: the wrapper checked the shapes; rows are inside the matrix; `out` is the caller's promise.
     unsafe {
-        if num_rows > DECODE_ROWS {
+        if num_rows > DOT_ROWS {
             gemm::<I>(w, rows, num_rows, &job, scratch);
         } else if w.dtype().is_float() {
-            let first = w.data().as_ptr().add(rows.start * w.row_bytes());
-            let job = FloatJob { out: out.wrapping_add(rows.start), ..job };
-            I::dots(w.dtype(), first, w.row_bytes(), rows.len(), num_rows, &job);
+            // All at once, or as many as stay in the cache while the activations take their turns.
+            let step = if num_rows <= DECODE_ROWS { rows.len().max(1) } else { ROW_TILE };
+            for row in rows.clone().step_by(step) {
+                let first = w.data().as_ptr().add(row * w.row_bytes());
+                let job = FloatJob { out: out.wrapping_add(row), ..job };
+                grouped_dots::<I>(w.dtype(), first, w.row_bytes(), step.min(rows.end - row), num_rows, &job);
+            }
         } else {
             let four = scratch.carve().take::<f32>(4 * w.cols());
             for row in rows.clone().step_by(4) {
@@ -89,9 +95,26 @@ pub(super) unsafe fn matmul<I: FloatIsa>(
                     I::dequantize_row(w.dtype(), w.row(row + r), weights);
                 }
                 let job = FloatJob { out: out.wrapping_add(row), ..job };
-                I::dots(QuantType::F32, four.as_ptr().cast(), w.cols() * 4, count, num_rows, &job);
+                grouped_dots::<I>(QuantType::F32, four.as_ptr().cast(), w.cols() * 4, count, num_rows, &job);
             }
         }
+    }
+}
+
+/// [`FloatIsa::dots`] for any number of rows of activations, [`DECODE_ROWS`] at a time.
+unsafe fn grouped_dots<I: FloatIsa>(
+    dtype: QuantType,
+    w: *const u8,
+    row_bytes: usize,
+    num_rows: usize,
+    num_acts: usize,
+    job: &FloatJob,
+) {
+    for m in (0..num_acts).step_by(DECODE_ROWS) {
+        let part =
+            FloatJob { x: job.x.wrapping_add(m * job.x_stride), out: job.out.wrapping_add(m * job.out_stride), ..*job };
+        // SAFETY: the caller's promises, passed on; rows m.. of the job.
+        unsafe { I::dots(dtype, w, row_bytes, num_rows, DECODE_ROWS.min(num_acts - m), &part) };
     }
 }
 

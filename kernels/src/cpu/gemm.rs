@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{
     matrix::{ACT_GROUP, ActRows, MatrixRef, ROW_TILE, SUM_GROUP, Scratch},
-    pack::{CodePanel, STRIP},
+    pack::{CodePanel, STRIP_UNITS},
     scalar::unreachable_float,
 };
 use crate::quant::{Block, GroupKind, with_block};
@@ -25,7 +25,7 @@ const LONG_CHUNK: usize = 2048;
 /// What [`matmul`] takes from scratch at most: start values, codes, scales, minima and the strip.
 pub(super) const SCRATCH_BYTES: usize = {
     let (starts, long) = (SLAB_ROWS * CHUNK / SUM_GROUP * 4, FEW_ROWS * LONG_CHUNK / SUM_GROUP * 4);
-    let panel = LONG_CHUNK * ROW_TILE + 2 * LONG_CHUNK / SUM_GROUP * ROW_TILE * 4 + ROW_TILE * STRIP;
+    let panel = LONG_CHUNK * ROW_TILE + 2 * LONG_CHUNK / SUM_GROUP * ROW_TILE * 4 + STRIP_UNITS * 4;
     panel + if starts > long { starts } else { long }
 };
 /// Bytes that a prefetch brings.
@@ -131,7 +131,7 @@ unsafe fn typed<B: Block, I: GemmIsa>(
         codes: carve.take(chunk / 4 * ROW_TILE),
         scales: carve.take(groups * ROW_TILE),
         mins: carve.take(groups * ROW_TILE),
-        strip: carve.take(ROW_TILE * STRIP / 4),
+        strip: carve.take(STRIP_UNITS),
     };
     let blocks_per_row = acts.k / B::LEN;
     let blocks: &[B] = bytemuck::cast_slice(w.data());

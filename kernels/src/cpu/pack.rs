@@ -9,6 +9,10 @@ use crate::quant::{Block, GroupKind};
 /// Elements of a row that are unpacked at a time: a block of the largest formats.
 pub(super) const STRIP: usize = 256;
 
+/// Units of [`CodePanel::strip`]: for each row two blocks' worth of codes and two registers of scales, which is what the AVX-512
+/// code wants; the code here needs `STRIP` bytes.
+pub(super) const STRIP_UNITS: usize = ROW_TILE * (2 * STRIP / 4 + 32);
+
 /// Where a panel of codes goes: some elements of `ROW_TILE` rows.
 pub(super) struct CodePanel<'a> {
     /// `[elements / 4][ROW_TILE]`, four codes each.
@@ -17,8 +21,19 @@ pub(super) struct CodePanel<'a> {
     pub(super) scales: &'a mut [f32],
     /// As `scales`, for formats with minima.
     pub(super) mins: &'a mut [f32],
-    /// `[ROW_TILE][STRIP]` bytes to work in.
+    /// `STRIP_UNITS` to work in.
     pub(super) strip: &'a mut [u32],
+}
+
+impl CodePanel<'_> {
+    /// Makes the rows behind `num_rows` zero.
+    pub(super) fn clear_if_partial(&mut self, num_rows: usize) {
+        if num_rows < ROW_TILE {
+            self.strip.fill(0);
+            self.scales.fill(0.0);
+            self.mins.fill(0.0);
+        }
+    }
 }
 
 /// Turns rows of units into a panel.
@@ -61,11 +76,7 @@ pub(super) unsafe fn pack_codes<B: Block, T: Transpose>(
     num_elements: usize,
     panel: &mut CodePanel,
 ) {
-    if rows.len() / blocks_per_row < ROW_TILE {
-        panel.strip.fill(0);
-        panel.scales.fill(0.0);
-        panel.mins.fill(0.0);
-    }
+    panel.clear_if_partial(rows.len() / blocks_per_row);
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
     for strip in (0..num_elements).step_by(STRIP) {
         let elements = STRIP.min(num_elements - strip);

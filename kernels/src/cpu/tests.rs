@@ -105,13 +105,19 @@ fn bound(k: usize, magnitude: f64) -> f64 {
     steps / 8.0 * f64::from(f32::EPSILON) * magnitude + f64::from(f32::MIN_POSITIVE)
 }
 
-fn check_q8(kernels: &CpuKernels, case: &Case, acts: &ActRows) -> Vec<f32> {
+/// [`exact_q8`] of every element.
+fn all_exact_q8(case: &Case, acts: &ActRows) -> Vec<(f64, f64)> {
+    let matrix = case.matrix();
+    (0..acts.num_rows * case.n).map(|i| exact_q8(&matrix, acts, i / case.n, i % case.n)).collect()
+}
+
+fn check_q8(kernels: &CpuKernels, case: &Case, acts: &ActRows, exact: &[(f64, f64)]) -> Vec<f32> {
     let matrix = case.matrix();
     let mut out = vec![f32::NAN; acts.num_rows * case.n];
     kernels.matmul_q8_all(&matrix, acts, &mut out, &mut Scratch::for_shapes(case.k));
     for m in 0..acts.num_rows {
         for n in 0..case.n {
-            let (expected, magnitude) = exact_q8(&matrix, acts, m, n);
+            let (expected, magnitude) = exact[m * case.n + n];
             let (got, tolerance) = (f64::from(out[m * case.n + n]), bound(case.k, magnitude));
             assert!(
                 (got - expected).abs() <= tolerance,
@@ -162,73 +168,92 @@ fn activations_are_quantised_bit_for_bit_as_by_the_scalar_code() {
     }
 }
 
+/// Every ISA on one case. Activations are the same for all (see above).
+fn check_q8_everywhere(kernels: &[CpuKernels], case: &Case) {
+    let mut buffer = ActBuffer::default();
+    let acts = buffer.quantize(&kernels[0], &case.x, case.k).unwrap();
+    let exact = all_exact_q8(case, &acts);
+    for kernels in kernels {
+        check_q8(kernels, case, &acts, &exact);
+    }
+}
+
 #[test]
 fn matmul_q8_for_every_batch_size() {
-    for kernels in all_kernels() {
-        for dtype in q8_types() {
-            let k = 512 + dtype.block_len();
-            for m in 1..=40 {
-                let case = Case::new(dtype, m, 35, k, m as u64);
-                let mut buffer = ActBuffer::default();
-                check_q8(&kernels, &case, &buffer.quantize(&kernels, &case.x, k).unwrap());
-            }
+    let kernels = all_kernels();
+    for dtype in q8_types() {
+        let k = 512 + dtype.block_len();
+        for m in 1..=40 {
+            check_q8_everywhere(&kernels, &Case::new(dtype, m, 35, k, m as u64));
         }
     }
 }
 
 #[test]
 fn matmul_q8_for_every_shape() {
-    for kernels in all_kernels() {
-        for dtype in q8_types() {
-            for blocks in [1, 2, 3, 7, 8, 15, 16, 17, 18, 24, 25, 33, 48, 64] {
-                let k = blocks * dtype.block_len();
-                if k > 2560 {
-                    continue;
-                }
-                for n in [1, 2, 3, 4, 5, 16, 31, 32, 33, 66] {
-                    for m in [1, 2, 3, 4, 5, 8, 9, 13] {
-                        let case = Case::new(dtype, m, n, k, (blocks * 100 + n) as u64);
-                        let mut buffer = ActBuffer::default();
-                        check_q8(&kernels, &case, &buffer.quantize(&kernels, &case.x, k).unwrap());
-                    }
+    let kernels = all_kernels();
+    for dtype in q8_types() {
+        for blocks in [1, 2, 3, 7, 8, 9, 15, 16, 17, 18, 25, 33, 65] {
+            let k = blocks * dtype.block_len();
+            if k > 2560 {
+                continue;
+            }
+            for n in [1, 2, 3, 4, 5, 31, 32, 33, 66] {
+                for m in [1, 3, 4, 8, 9, 13] {
+                    check_q8_everywhere(&kernels, &Case::new(dtype, m, n, k, (blocks * 100 + n) as u64));
                 }
             }
         }
     }
 }
 
+/// The second slab of activations, and chunks of K of the large GEMM.
+#[test]
+fn matmul_q8_beyond_one_slab() {
+    let kernels: Vec<_> = all_kernels().into_iter().filter(|kernels| kernels.isa() != Isa::Scalar).collect();
+    if kernels.is_empty() {
+        eprintln!("SKIP: only the scalar code, which has no slabs");
+        return;
+    }
+    for dtype in [QuantType::Q4_0, QuantType::Q4_K, QuantType::Q6_K, QuantType::Q2_K] {
+        check_q8_everywhere(&kernels, &Case::new(dtype, 515, 5, 1536, 4));
+    }
+}
+
 #[test]
 fn matmul_q8_at_the_extremes() {
-    for kernels in all_kernels() {
-        for dtype in q8_types() {
-            let k = 512;
-            for byte in [0x00, 0xff, 0x0f, 0xf0, 0x80, 0x7f] {
-                let mut case = Case::new(dtype, 1, 33, k, 1);
-                let sane = case.weights.clone();
-                case.weights.fill(byte);
-                // Keep the half-precision fields of the random row: everything else is at its extreme.
-                for (block, sane) in
-                    case.weights.chunks_exact_mut(dtype.block_bytes()).zip(sane.chunks_exact(dtype.block_bytes()))
+    let kernels = all_kernels();
+    for dtype in q8_types() {
+        let k = 512;
+        for byte in [0x00, 0xff, 0x0f, 0xf0, 0x80, 0x7f] {
+            let mut case = Case::new(dtype, 1, 33, k, 1);
+            let sane = case.weights.clone();
+            case.weights.fill(byte);
+            // Keep the half-precision fields of the random row: everything else is at its extreme.
+            for (block, sane) in
+                case.weights.chunks_exact_mut(dtype.block_bytes()).zip(sane.chunks_exact(dtype.block_bytes()))
+            {
+                let halves = match dtype {
+                    QuantType::Q2_K => 80..84,
+                    QuantType::Q3_K => 108..110,
+                    QuantType::Q6_K => 208..210,
+                    QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => 0..4,
+                    _ => 0..2,
+                };
+                block[halves.clone()].copy_from_slice(&sane[halves]);
+            }
+            for m in [1, 4, 8, 12, 13] {
+                for pattern in
+                    [|_| 127, |_| -127, |i| if i % 2 == 0 { 127 } else { -127 }, |i| if i % 4 < 2 { 127 } else { -127 }]
+                        as [fn(usize) -> i8; 4]
                 {
-                    let halves = match dtype {
-                        QuantType::Q6_K => 208..210,
-                        QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => 0..4,
-                        _ => 0..2,
-                    };
-                    block[halves.clone()].copy_from_slice(&sane[halves]);
-                }
-                for m in [1, 4, 8, 12, 13] {
-                    for pattern in [
-                        |_| 127,
-                        |_| -127,
-                        |i| if i % 2 == 0 { 127 } else { -127 },
-                        |i| if i % 4 < 2 { 127 } else { -127 },
-                    ] as [fn(usize) -> i8; 4]
-                    {
-                        let q: Vec<i8> = (0..m * k).map(pattern).collect();
-                        let sums: Vec<i16> = q.chunks(16).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
-                        let d = vec![1.0; m * k / 32];
-                        check_q8(&kernels, &case, &ActRows { num_rows: m, k, q: &q, d: &d, sums: &sums });
+                    let q: Vec<i8> = (0..m * k).map(pattern).collect();
+                    let sums: Vec<i16> = q.chunks(16).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
+                    let d = vec![1.0; m * k / 32];
+                    let acts = ActRows { num_rows: m, k, q: &q, d: &d, sums: &sums };
+                    let exact = all_exact_q8(&case, &acts);
+                    for kernels in &kernels {
+                        check_q8(kernels, &case, &acts, &exact);
                     }
                 }
             }
@@ -244,14 +269,15 @@ fn a_row_does_not_depend_on_its_batch() {
             let case = Case::new(dtype, 40, 37, k, 5);
             let mut buffer = ActBuffer::default();
             let acts = buffer.quantize(&kernels, &case.x, k).unwrap();
-            let few = check_q8(&kernels, &case, &acts.rows(0..1));
+            let exact = all_exact_q8(&case, &acts);
+            let few = check_q8(&kernels, &case, &acts.rows(0..1), &exact);
             for m in 2..=DECODE_ROWS {
-                let batch = check_q8(&kernels, &case, &acts.rows(0..m));
+                let batch = check_q8(&kernels, &case, &acts.rows(0..m), &exact);
                 assert_eq!(few, batch[..case.n], "{} {dtype} M {m}", kernels.isa().name());
             }
-            let many = check_q8(&kernels, &case, &acts.rows(0..DECODE_ROWS + 1));
+            let many = check_q8(&kernels, &case, &acts.rows(0..DECODE_ROWS + 1), &exact);
             for m in DECODE_ROWS + 2..=40 {
-                let batch = check_q8(&kernels, &case, &acts.rows(0..m));
+                let batch = check_q8(&kernels, &case, &acts.rows(0..m), &exact);
                 assert_eq!(many[..case.n], batch[..case.n], "{} {dtype} M {m}", kernels.isa().name());
             }
         }

@@ -15,6 +15,8 @@ pub enum GroupKind {
 
 /// One block format, as it lies in a file: structs are byte arrays, so any address will do.
 pub trait Block: bytemuck::Pod + Send + Sync {
+    /// Its name in the table.
+    const TYPE: super::QuantType;
     /// Elements in a block.
     const LEN: usize;
     /// Elements that share a scale: 16 or 32.

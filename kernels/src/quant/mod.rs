@@ -13,6 +13,10 @@
 mod block;
 pub(crate) mod fit;
 pub(crate) mod float;
+mod iq4_nl;
+mod iq4_xs;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -25,6 +29,11 @@ mod q8_0;
 pub(crate) use block::dequantize_row as dequantize_blocks;
 pub use block::{Block, GroupKind};
 pub use float::f16_to_f32;
+pub use iq4_nl::BlockIq4Nl;
+pub(crate) use iq4_nl::LEVELS as IQ4_LEVELS;
+pub use iq4_xs::BlockIq4Xs;
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
 pub use q4_k::BlockQ4K;
@@ -58,9 +67,9 @@ macro_rules! quant_table {
             #[doc = "8 bits, a scale and a scaled sum for 32 (activations)."]
             Q8_1 9 "Q8_1" 32 36 none;
             #[doc = "2 bits, 4-bit scales and minima for 16, in blocks of 256."]
-            Q2_K 10 "Q2_K" 256 84 none;
+            Q2_K 10 "Q2_K" 256 84 block(BlockQ2K);
             #[doc = "3 bits, 6-bit scales for 16, in blocks of 256."]
-            Q3_K 11 "Q3_K" 256 110 none;
+            Q3_K 11 "Q3_K" 256 110 block(BlockQ3K);
             #[doc = "4 bits, 6-bit scales and minima for 32, in blocks of 256."]
             Q4_K 12 "Q4_K" 256 144 block(BlockQ4K);
             #[doc = "5 bits, 6-bit scales and minima for 32, in blocks of 256."]
@@ -78,13 +87,13 @@ macro_rules! quant_table {
             #[doc = "Codebook, 1.56 bits."]
             IQ1_S 19 "IQ1_S" 256 50 none;
             #[doc = "4-bit index into 16 uneven levels, a scale for 32."]
-            IQ4_NL 20 "IQ4_NL" 32 18 none;
+            IQ4_NL 20 "IQ4_NL" 32 18 block(BlockIq4Nl);
             #[doc = "Codebook, 3.44 bits."]
             IQ3_S 21 "IQ3_S" 256 110 none;
             #[doc = "Codebook, 2.56 bits."]
             IQ2_S 22 "IQ2_S" 256 82 none;
             #[doc = "4-bit index into 16 uneven levels, 6-bit scales for 32, in blocks of 256."]
-            IQ4_XS 23 "IQ4_XS" 256 136 none;
+            IQ4_XS 23 "IQ4_XS" 256 136 block(BlockIq4Xs);
             #[doc = "8-bit integer."]
             I8 24 "I8" 1 1 none;
             #[doc = "16-bit integer."]

@@ -1,6 +1,6 @@
 //! Q4_0: `w = d · (q − 8)`, 32 weights in 18 bytes.
 
-use super::{Block, GroupKind, fit, float::f16_le};
+use super::{Block, GroupKind, QuantType, fit, float::f16_le};
 
 /// d: f16; low nibbles are elements 0..16, high nibbles 16..32.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -11,6 +11,7 @@ pub struct BlockQ4_0 {
 }
 
 impl Block for BlockQ4_0 {
+    const TYPE: QuantType = QuantType::Q4_0;
     const LEN: usize = 32;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Offset(8);

@@ -1,6 +1,6 @@
 //! Q4_1: `w = d · q + m`, 32 weights in 20 bytes.
 
-use super::{Block, GroupKind, fit, float::f16_le};
+use super::{Block, GroupKind, QuantType, fit, float::f16_le};
 
 /// d, m: f16; low nibbles are elements 0..16, high nibbles 16..32.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -12,6 +12,7 @@ pub struct BlockQ4_1 {
 }
 
 impl Block for BlockQ4_1 {
+    const TYPE: QuantType = QuantType::Q4_1;
     const LEN: usize = 32;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Min;

@@ -1,6 +1,6 @@
 //! Q4_K: `w = d · scale · q − dmin · min`, 256 weights in 144 bytes, 6-bit scales and minima for 32.
 
-use super::{Block, GroupKind, fit, float::f16_le};
+use super::{Block, GroupKind, QuantType, fit, float::f16_le};
 
 /// Byte `32·p + i` of `qs` holds element `64·p + i` in its low nibble and `64·p + 32 + i` in its high one.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -24,6 +24,7 @@ pub(super) fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12], scal
 }
 
 impl Block for BlockQ4K {
+    const TYPE: QuantType = QuantType::Q4_K;
     const LEN: usize = 256;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Min;

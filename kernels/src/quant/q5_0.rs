@@ -1,6 +1,6 @@
 //! Q5_0: `w = d · (q − 16)`, 32 weights in 22 bytes.
 
-use super::{Block, GroupKind, fit, float::f16_le};
+use super::{Block, GroupKind, QuantType, fit, float::f16_le};
 
 /// d: f16; qh: fifth bits, element i at bit i; low nibbles are elements 0..16, high nibbles 16..32.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -29,6 +29,7 @@ pub(super) fn unpack_5(qh: [u8; 4], qs: &[u8; 16], codes: &mut [u8]) {
 }
 
 impl Block for BlockQ5_0 {
+    const TYPE: QuantType = QuantType::Q5_0;
     const LEN: usize = 32;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Offset(16);

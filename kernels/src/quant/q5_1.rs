@@ -1,7 +1,7 @@
 //! Q5_1: `w = d · q + m`, 32 weights in 24 bytes.
 
 use super::{
-    Block, GroupKind, fit,
+    Block, GroupKind, QuantType, fit,
     float::f16_le,
     q5_0::{pack_5, unpack_5},
 };
@@ -17,6 +17,7 @@ pub struct BlockQ5_1 {
 }
 
 impl Block for BlockQ5_1 {
+    const TYPE: QuantType = QuantType::Q5_1;
     const LEN: usize = 32;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Min;

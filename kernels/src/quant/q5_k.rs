@@ -1,6 +1,6 @@
 //! Q5_K: `w = d · scale · q − dmin · min`, 256 weights in 176 bytes, 6-bit scales and minima for 32.
 
-use super::{Block, GroupKind, fit, q4_k::scales_and_mins};
+use super::{Block, GroupKind, QuantType, fit, q4_k::scales_and_mins};
 
 /// `qs` as in Q4_K; bit `2·p` of `qh[i]` is the fifth bit of element `64·p + i`, bit `2·p + 1` that of `64·p + 32 + i`.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -14,6 +14,7 @@ pub struct BlockQ5K {
 }
 
 impl Block for BlockQ5K {
+    const TYPE: QuantType = QuantType::Q5_K;
     const LEN: usize = 256;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Min;

@@ -1,6 +1,6 @@
 //! Q6_K: `w = d · scale · (q − 32)`, 256 weights in 210 bytes, signed 8-bit scales for 16.
 
-use super::{Block, GroupKind, fit, float::f16_le};
+use super::{Block, GroupKind, QuantType, fit, float::f16_le};
 
 /// In each half of 128 elements, with `i` in 0..32: elements `i` and `32 + i` are the low nibbles of `ql[i]` and `ql[32 + i]`,
 /// `64 + i` and `96 + i` their high ones; their upper two bits are bits 0, 2, 4 and 6 of `qh[i]`, in that order.
@@ -14,6 +14,7 @@ pub struct BlockQ6K {
 }
 
 impl Block for BlockQ6K {
+    const TYPE: QuantType = QuantType::Q6_K;
     const LEN: usize = 256;
     const GROUP: usize = 16;
     const KIND: GroupKind = GroupKind::Offset(32);

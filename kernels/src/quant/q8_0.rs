@@ -1,6 +1,6 @@
 //! Q8_0: `w = d · q`, q signed, 32 weights in 34 bytes. Codes here are `q + 128`.
 
-use super::{Block, GroupKind, fit, float::f16_le};
+use super::{Block, GroupKind, QuantType, fit, float::f16_le};
 
 /// d: f16; qs: i8 as bytes.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -11,6 +11,7 @@ pub struct BlockQ8_0 {
 }
 
 impl Block for BlockQ8_0 {
+    const TYPE: QuantType = QuantType::Q8_0;
     const LEN: usize = 32;
     const GROUP: usize = 32;
     const KIND: GroupKind = GroupKind::Offset(128);

@@ -36,6 +36,8 @@ pub(crate) fn random_row(dtype: QuantType, elements: usize, rng: &mut Rng) -> Ve
     let mut bytes: Vec<u8> = (0..dtype.row_bytes(elements).unwrap()).map(|_| rng.next() as u8).collect();
     let halves: &[usize] = match dtype {
         QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => &[0, 2],
+        QuantType::Q2_K => &[80, 82],
+        QuantType::Q3_K => &[108],
         QuantType::Q6_K => &[208],
         _ => &[0],
     };
@@ -98,6 +100,10 @@ fn round_trips_stay_within_the_step() {
         (QuantType::Q4_K, 0.09),
         (QuantType::Q5_K, 0.045),
         (QuantType::Q6_K, 0.025),
+        (QuantType::Q2_K, 0.35),
+        (QuantType::Q3_K, 0.25),
+        (QuantType::IQ4_NL, 0.10),
+        (QuantType::IQ4_XS, 0.10),
     ];
     let covered = cases.map(|case| case.0);
     assert!(QuantType::all().iter().all(|dtype| !dtype.has_kernels() || covered.contains(dtype)));
@@ -137,6 +143,34 @@ fn same_as_candle<B: GgmlType>(dtype: QuantType) {
     }
 }
 
+/// Formats that candle doesn't have: blocks written by hand.
+#[test]
+fn uneven_levels_are_where_the_format_puts_them() {
+    const LEVELS: [f32; 16] =
+        [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
+    let nibbles: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+    let mut block = float::f16_bytes(0.5).to_vec();
+    block.extend_from_slice(&nibbles);
+    let mut y = [0.0; 32];
+    QuantType::IQ4_NL.dequantize_row(&block, &mut y).unwrap();
+    for i in 0..16 {
+        assert_eq!((y[i], y[16 + i]), (0.5 * LEVELS[i], 0.5 * LEVELS[15 - i]));
+    }
+    // Scales −32, −31, … by their low nibbles (high bits 0), then 31, 30, … with high bits 3: groups 0..4 and 4..8.
+    let mut block = float::f16_bytes(0.25).to_vec();
+    block.extend_from_slice(&0b11_11_11_11_00_00_00_00_u16.to_le_bytes());
+    block.extend_from_slice(&[0x10, 0x32, 0xef, 0xcd]);
+    block.extend((0..8).flat_map(|_| nibbles.clone()));
+    let mut y = [0.0; 256];
+    QuantType::IQ4_XS.dequantize_row(&block, &mut y).unwrap();
+    for (group, scale) in [-32.0, -31.0, -30.0, -29.0, 31.0, 30.0, 29.0, 28.0].into_iter().enumerate() {
+        for i in 0..16 {
+            assert_eq!(y[32 * group + i], 0.25 * scale * LEVELS[i]);
+            assert_eq!(y[32 * group + 16 + i], 0.25 * scale * LEVELS[15 - i]);
+        }
+    }
+}
+
 #[test]
 fn values_are_those_of_an_independent_implementation() {
     same_as_candle::<k_quants::BlockQ4_0>(QuantType::Q4_0);
@@ -147,4 +181,6 @@ fn values_are_those_of_an_independent_implementation() {
     same_as_candle::<k_quants::BlockQ4K>(QuantType::Q4_K);
     same_as_candle::<k_quants::BlockQ5K>(QuantType::Q5_K);
     same_as_candle::<k_quants::BlockQ6K>(QuantType::Q6_K);
+    same_as_candle::<k_quants::BlockQ2K>(QuantType::Q2_K);
+    same_as_candle::<k_quants::BlockQ3K>(QuantType::Q3_K);
 }

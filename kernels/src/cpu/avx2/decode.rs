@@ -25,7 +25,7 @@ struct DecodeJob {
     q: *const i8,
     /// `[M, K / 32]`
     d: *const f32,
-    /// d · Σ q for each group of 32, for formats with minima: `[M, K / 32]`.
+    /// d · Σ q for each group of the weights, for formats with minima: `[M, K / GROUP]`.
     sums: *const f32,
     /// Start values of the dot products for formats with an offset: `[M, K / 4]`.
     starts: *const i32,
@@ -93,7 +93,11 @@ unsafe fn tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: 
                         };
                         acc[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, acc[r][m]);
                         if has_mins {
-                            acc_mins[r][m] += mins[r][i] * *job.sums.add(m * groups + group);
+                            let parts = 32 / F::Block::GROUP;
+                            let sums = job.sums.add((m * groups + group) * parts);
+                            for part in 0..parts {
+                                acc_mins[r][m] += mins[r][i * parts + part] * *sums.add(part);
+                            }
                         }
                     }
                 }
@@ -141,6 +145,10 @@ pub(super) unsafe fn matmul(
             QuantType::Q4_K => typed::<formats::Q4K>(w, rows, acts, out, stride, scratch),
             QuantType::Q5_K => typed::<formats::Q5K>(w, rows, acts, out, stride, scratch),
             QuantType::Q6_K => typed::<formats::Q6K>(w, rows, acts, out, stride, scratch),
+            QuantType::Q2_K => typed::<formats::Q2K>(w, rows, acts, out, stride, scratch),
+            QuantType::Q3_K => typed::<formats::Q3K>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_NL => typed::<formats::Iq4Nl>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_XS => typed::<formats::Iq4Xs>(w, rows, acts, out, stride, scratch),
             other => unreachable_float(other),
         }
     }
@@ -156,9 +164,11 @@ unsafe fn typed<F: Format>(
 ) {
     let mut carve = scratch.carve();
     let has_mins = matches!(F::Block::KIND, GroupKind::Min);
-    let sums = carve.take::<f32>(if has_mins { acts.d.len() } else { 0 });
-    for ((sum, &d), pair) in sums.iter_mut().zip(acts.d).zip(acts.sums.as_chunks::<2>().0) {
-        *sum = d * (i32::from(pair[0]) + i32::from(pair[1])) as f32;
+    let per_group = F::Block::GROUP / SUM_GROUP;
+    let sums = carve.take::<f32>(if has_mins { acts.sums.len() / per_group } else { 0 });
+    for (group, (sum, parts)) in sums.iter_mut().zip(acts.sums.chunks_exact(per_group)).enumerate() {
+        let total: i32 = parts.iter().map(|&part| i32::from(part)).sum();
+        *sum = acts.d[group * F::Block::GROUP / ACT_GROUP] * total as f32;
     }
     let starts = carve.take::<i32>(offset::<F>().map_or(0, |_| acts.q.len() / 4));
     if let Some(offset) = offset::<F>() {

@@ -154,12 +154,37 @@ unsafe fn dots<E: Element>(w: *const u8, row_bytes: usize, num_rows: usize, num_
     }
 }
 
+/// A row of floats to f32.
+#[inline(always)]
+unsafe fn widen_row<E: Element>(src: &[u8], dst: &mut [f32]) {
+    // SAFETY: `src` holds as many elements as `dst`; the last are loaded apart and masked.
+    unsafe {
+        let whole = dst.len() / 8 * 8;
+        for i in (0..whole).step_by(8) {
+            _mm256_storeu_ps(dst.as_mut_ptr().add(i), E::load(src.as_ptr().add(i * E::BYTES)));
+        }
+        let rest = dst.len() - whole;
+        if rest > 0 {
+            let last = load_some::<E>(src.as_ptr().add(whole * E::BYTES), rest);
+            _mm256_maskstore_ps(dst.as_mut_ptr().add(whole), lanes(rest), last);
+        }
+    }
+}
+
 impl FloatIsa for Avx2 {
     const TILE_ROWS: usize = 6;
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dequantize_row(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
-        dequantize_checked(dtype, src, dst);
+        // SAFETY: same features; lengths are the caller's promise.
+        unsafe {
+            match dtype {
+                QuantType::F32 => widen_row::<F32>(src, dst),
+                QuantType::F16 => widen_row::<F16>(src, dst),
+                QuantType::BF16 => widen_row::<Bf16>(src, dst),
+                _ => dequantize_checked(dtype, src, dst),
+            }
+        }
     }
 
     unsafe fn dots(dtype: QuantType, w: *const u8, row_bytes: usize, num_rows: usize, num_acts: usize, job: &FloatJob) {

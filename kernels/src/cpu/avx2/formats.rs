@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::quant::GroupKind;
+use crate::quant::{GroupKind, IQ4_LEVELS};
 
 /// One block format. Functions are meant to be inlined into functions with AVX2 and F16C.
 pub(super) trait Format {
@@ -209,5 +209,105 @@ impl Format for Q6K {
             let low = nibbles_of_32(block.add(64 * half + 32 * (part % 2)), part >= 2);
             _mm256_or_si256(low, high_bits(block.add(128 + 32 * half), 2 * part, 2))
         }
+    }
+}
+
+/// Bits `from` and `from + 1` of 32 bytes at `p`.
+#[inline(always)]
+unsafe fn two_bits(p: *const u8, from: usize) -> __m256i {
+    // SAFETY: the caller's 32 bytes.
+    unsafe {
+        let bits = _mm256_srl_epi16(_mm256_loadu_si256(p.cast()), _mm_cvtsi32_si128(from as i32));
+        _mm256_and_si256(bits, _mm256_set1_epi8(3))
+    }
+}
+
+pub(super) struct Q2K;
+impl Format for Q2K {
+    type Block = crate::quant::BlockQ2K;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, scales: &mut [f32; 16], mins: &mut [f32; 16]) {
+        // SAFETY: bytes 0..16 and 80..84 of the block.
+        unsafe {
+            let (d, dmin) = (_mm256_set1_ps(half_at(block.add(80))), _mm256_set1_ps(-half_at(block.add(82))));
+            for half in 0..2 {
+                let packed = _mm256_cvtepu8_epi32(_mm_loadl_epi64(block.add(8 * half).cast()));
+                let scale = _mm256_cvtepi32_ps(_mm256_and_si256(packed, _mm256_set1_epi32(15)));
+                let min = _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(packed));
+                _mm256_storeu_ps(scales.as_mut_ptr().add(8 * half), _mm256_mul_ps(scale, d));
+                _mm256_storeu_ps(mins.as_mut_ptr().add(8 * half), _mm256_mul_ps(min, dmin));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(block: *const u8, i: usize) -> __m256i {
+        // SAFETY: bytes 16..80 of the block, i < 8.
+        unsafe { two_bits(block.add(16 + 32 * (i / 4)), 2 * (i % 4)) }
+    }
+}
+
+pub(super) struct Q3K;
+impl Format for Q3K {
+    type Block = crate::quant::BlockQ3K;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, scales: &mut [f32; 16], _: &mut [f32; 16]) {
+        // SAFETY: bytes 96..110 of the block: 12 of 6-bit numbers, and d.
+        unsafe {
+            let (d, packed) = (half_at(block.add(108)), block.add(96));
+            for (g, scale) in scales.iter_mut().enumerate() {
+                let low = *packed.add(g % 8) >> (g / 8 * 4) & 15;
+                let high = *packed.add(8 + g % 4) >> (g / 4 * 2) & 3;
+                *scale = d * (f32::from(low | high << 4) - 32.0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(block: *const u8, i: usize) -> __m256i {
+        // SAFETY: bytes 0..96 of the block, i < 8.
+        unsafe {
+            let low = two_bits(block.add(32 + 32 * (i / 4)), 2 * (i % 4));
+            _mm256_or_si256(low, _mm256_srli_epi16::<2>(high_bits(block, i, 1)))
+        }
+    }
+}
+
+/// Indices to signed levels.
+#[inline(always)]
+unsafe fn levels(indices: __m256i) -> __m256i {
+    // SAFETY: 16 bytes of the table.
+    unsafe {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
+        _mm256_shuffle_epi8(_mm256_xor_si256(table, _mm256_set1_epi8(-128)), indices)
+    }
+}
+
+block_of_32!(Iq4Nl, BlockIq4Nl, min: false, signed: true, |p| levels(nibbles_by_16(p.add(2))));
+
+pub(super) struct Iq4Xs;
+impl Format for Iq4Xs {
+    type Block = crate::quant::BlockIq4Xs;
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8, scales: &mut [f32; 16], _: &mut [f32; 16]) {
+        // SAFETY: bytes 0..8 of the block: d, 8 × 2 high bits, 8 × 4 low bits.
+        unsafe {
+            let words = block.cast::<u64>().read_unaligned();
+            let d = half_at(block);
+            for (g, scale) in scales.iter_mut().take(8).enumerate() {
+                let six = (words >> (32 + 4 * g) & 15) | (words >> (16 + 2 * g) & 3) << 4;
+                *scale = d * (six as f32 - 32.0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(block: *const u8, i: usize) -> __m256i {
+        // SAFETY: bytes 8 + 16·i ..+ 16 of the block, i < 8.
+        unsafe { levels(nibbles_by_16(block.add(8 + 16 * i))) }
     }
 }

@@ -8,6 +8,11 @@
 //! | `float.rs` | f32 dot products and tiles |
 //! | `act.rs` | quantisation of activations, and start values of dot products |
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tile loops use one index for several arrays and pointers, and their bounds are constants that unroll"
+)]
+
 pub(super) mod act;
 mod decode;
 mod float;

@@ -220,6 +220,10 @@ pub(super) unsafe fn matmul<D: Dot>(
             QuantType::Q4_K => typed::<formats::Q4K, D>(w, rows, acts, out, stride, scratch),
             QuantType::Q5_K => typed::<formats::Q5K, D>(w, rows, acts, out, stride, scratch),
             QuantType::Q6_K => typed::<formats::Q6K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q2_K => typed::<formats::Q2K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q3_K => typed::<formats::Q3K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_NL => typed::<formats::Iq4Nl, D>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_XS => typed::<formats::Iq4Xs, D>(w, rows, acts, out, stride, scratch),
             other => crate::cpu::scalar::unreachable_float(other),
         }
     }
@@ -293,34 +297,24 @@ unsafe fn tiles<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJ
 
 /// Brings one row's scales (and scaled sums) into the order of the format's scales.
 fn prepare_factors<F: Format>(act: &ActRows, factors: &mut [f32], sums: &mut [f32]) {
+    let chunk_groups = F::CODES * 64 / F::GROUP;
+    let num_groups = act.k / F::GROUP;
+    let scale = |group: usize| act.d[group * F::GROUP / ACT_GROUP];
     let scaled_sum = |group: usize| {
-        let pair = &act.sums[group * 2..group * 2 + 2];
-        act.d[group] * (i32::from(pair[0]) + i32::from(pair[1])) as f32
+        let per_group = F::GROUP / SUM_GROUP;
+        let sum: i32 = act.sums[group * per_group..(group + 1) * per_group].iter().map(|&sum| i32::from(sum)).sum();
+        scale(group) * sum as f32
     };
-    let num_groups = act.k / ACT_GROUP;
-    match (F::MINS, F::GROUP) {
-        (Mins::Upper, _) => {
-            for (block, factors) in factors.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                for i in 0..8 {
-                    factors[i] = act.d[block * 8 + i];
-                    factors[i + 8] = -scaled_sum(block * 8 + i);
-                }
-            }
-        }
-        (_, SUM_GROUP) => {
-            for (i, factor) in factors.iter_mut().enumerate() {
-                *factor = act.d[i / 2];
-            }
-        }
-        _ => {
-            factors[..num_groups].copy_from_slice(act.d);
-            factors[num_groups..].fill(0.0);
-            if F::MINS == Mins::Apart {
-                for (group, sum) in sums[..num_groups].iter_mut().enumerate() {
-                    *sum = scaled_sum(group);
-                }
-                sums[num_groups..].fill(0.0);
-            }
+    factors.fill(0.0);
+    sums.fill(0.0);
+    for group in 0..num_groups {
+        let at = group / chunk_groups * 16 + group % chunk_groups;
+        factors[at] = scale(group);
+        match F::MINS {
+            Mins::None => {}
+            Mins::Apart => sums[at] = scaled_sum(group),
+            // Minima are subtracted.
+            Mins::Upper => factors[at + 8] = -scaled_sum(group),
         }
     }
 }

@@ -168,12 +168,37 @@ unsafe fn dots<E: Element>(w: *const u8, row_bytes: usize, num_rows: usize, num_
     }
 }
 
+/// A row of floats to f32.
+#[inline(always)]
+unsafe fn widen_row<E: Element>(src: &[u8], dst: &mut [f32]) {
+    // SAFETY: `src` holds as many elements as `dst`; the last are masked.
+    unsafe {
+        let whole = dst.len() / 16 * 16;
+        for i in (0..whole).step_by(16) {
+            _mm512_storeu_ps(dst.as_mut_ptr().add(i), E::load(src.as_ptr().add(i * E::BYTES)));
+        }
+        if whole < dst.len() {
+            let mask = (1u16 << (dst.len() - whole)) - 1;
+            let last = E::load_masked(src.as_ptr().add(whole * E::BYTES), mask);
+            _mm512_mask_storeu_ps(dst.as_mut_ptr().add(whole), mask, last);
+        }
+    }
+}
+
 impl FloatIsa for Avx512 {
     const TILE_ROWS: usize = 12;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
     unsafe fn dequantize_row(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
-        dequantize_checked(dtype, src, dst);
+        // SAFETY: same features; lengths are the caller's promise.
+        unsafe {
+            match dtype {
+                QuantType::F32 => widen_row::<F32>(src, dst),
+                QuantType::F16 => widen_row::<F16>(src, dst),
+                QuantType::BF16 => widen_row::<Bf16>(src, dst),
+                _ => dequantize_checked(dtype, src, dst),
+            }
+        }
     }
 
     unsafe fn dots(dtype: QuantType, w: *const u8, row_bytes: usize, num_rows: usize, num_acts: usize, job: &FloatJob) {

@@ -5,6 +5,8 @@
 
 use core::arch::x86_64::*;
 
+use crate::quant::IQ4_LEVELS;
+
 /// Where the minima of a format go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mins {
@@ -12,7 +14,7 @@ pub(super) enum Mins {
     None,
     /// [`Format::scales`] returns them apart.
     Apart,
-    /// In the upper eight lanes of the scales, to be multiplied by negated sums of the activations.
+    /// In the upper eight lanes of the scales, without their sign, to be multiplied by negated sums of the activations.
     Upper,
 }
 
@@ -412,6 +414,172 @@ impl Format for Q6K {
                 (_mm512_srli_epi16::<4>(low), rotate_halves(high, 0, 2))
             };
             _mm512_and_si512(select(_mm512_set1_epi8(15), low, high), _mm512_set1_epi8(63))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half(block: *const u8) -> __m512i {
+        // SAFETY: the caller's block. Never called: rows are whole blocks.
+        unsafe { Self::codes(block, 0) }
+    }
+}
+
+/// Two bits of 32 bytes at `p` for 64 codes: bits `from` and `from + 1` for the lower half, the next two for the upper.
+#[inline(always)]
+unsafe fn two_bits(p: *const u8, from: i32) -> __m512i {
+    // SAFETY: the caller's 32 bytes.
+    unsafe { rotate_halves(both_halves(p), from, from + 2) }
+}
+
+pub(super) struct Q2K;
+impl Format for Q2K {
+    const BYTES: usize = 84;
+    const LEN: usize = 256;
+    const GROUP: usize = 16;
+    const MINS: Mins = Mins::Apart;
+
+    #[inline(always)]
+    unsafe fn scales(chunk: *const u8, _: usize) -> (__m512, __m512) {
+        // SAFETY: bytes 0..16 and 80..84 of the block.
+        unsafe {
+            let packed = _mm512_cvtepu8_epi32(_mm_loadu_si128(chunk.cast()));
+            let scales = _mm512_cvtepi32_ps(_mm512_and_si512(packed, _mm512_set1_epi32(15)));
+            let mins = _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(packed));
+            let d = _mm512_cvtph_ps(_mm256_set1_epi16(chunk.add(80).cast::<i16>().read_unaligned()));
+            let dmin = _mm512_cvtph_ps(_mm256_set1_epi16(chunk.add(82).cast::<i16>().read_unaligned()));
+            (_mm512_mul_ps(scales, d), _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(mins, dmin)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(chunk: *const u8, i: usize) -> __m512i {
+        // SAFETY: bytes 16 + 32·(i / 2) ..+ 32 of the block, i < 4.
+        unsafe {
+            let bits = two_bits(chunk.add(16 + 32 * (i / 2)), 4 * (i as i32 % 2));
+            _mm512_and_si512(bits, _mm512_set1_epi8(3))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half(block: *const u8) -> __m512i {
+        // SAFETY: the caller's block. Never called: rows are whole blocks.
+        unsafe { Self::codes(block, 0) }
+    }
+}
+
+pub(super) struct Q3K;
+impl Format for Q3K {
+    const BYTES: usize = 110;
+    const LEN: usize = 256;
+    const GROUP: usize = 16;
+    const OFFSET: u8 = 4;
+
+    #[inline(always)]
+    unsafe fn scales(chunk: *const u8, _: usize) -> (__m512, __m512) {
+        const LOW: u32 = 0x0f0f_0f0f;
+        const HIGH: u32 = 0x0303_0303;
+        // SAFETY: bytes 96..110 of the block: 12 of 6-bit numbers, and d.
+        unsafe {
+            let (a, b, c) = (read_u32(chunk.add(96)), read_u32(chunk.add(100)), read_u32(chunk.add(104)));
+            let words = [
+                (a & LOW) | (c & HIGH) << 4,
+                (b & LOW) | (c >> 2 & HIGH) << 4,
+                (a >> 4 & LOW) | (c >> 4 & HIGH) << 4,
+                (b >> 4 & LOW) | (c >> 6 & HIGH) << 4,
+            ];
+            let six = _mm512_cvtepu8_epi32(_mm_loadu_si128(words.as_ptr().cast()));
+            let numbers = _mm512_cvtepi32_ps(_mm512_sub_epi32(six, _mm512_set1_epi32(32)));
+            let d = _mm512_cvtph_ps(_mm256_set1_epi16(chunk.add(108).cast::<i16>().read_unaligned()));
+            (_mm512_mul_ps(numbers, d), _mm512_setzero_ps())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(chunk: *const u8, i: usize) -> __m512i {
+        // SAFETY: bytes 0..32 and 32 + 32·(i / 2) ..+ 32 of the block, i < 4.
+        unsafe {
+            let low = two_bits(chunk.add(32 + 32 * (i / 2)), 4 * (i as i32 % 2));
+            // Bits 2i and 2i + 1 of each byte to bit 2 of the same byte; what comes from other bytes is masked off.
+            let turn = 2 * i as i32 - 2;
+            let high = rotate_halves(both_halves(chunk), turn & 31, (turn + 1) & 31);
+            _mm512_and_si512(select(_mm512_set1_epi8(3), low, high), _mm512_set1_epi8(7))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half(block: *const u8) -> __m512i {
+        // SAFETY: the caller's block. Never called: rows are whole blocks.
+        unsafe { Self::codes(block, 0) }
+    }
+}
+
+/// Indices to levels.
+#[inline(always)]
+unsafe fn levels(indices: __m512i) -> __m512i {
+    // SAFETY: 16 bytes of the table.
+    unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast())), indices) }
+}
+
+pub(super) struct Iq4Nl;
+impl Format for Iq4Nl {
+    const BYTES: usize = 18;
+    const LEN: usize = 32;
+    const GROUP: usize = 32;
+    const OFFSET: u8 = 128;
+
+    #[inline(always)]
+    unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
+        // SAFETY: the caller's blocks, laid out as those of Q4_0.
+        unsafe { Q4_0::scales(chunk, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(chunk: *const u8, i: usize) -> __m512i {
+        // SAFETY: as Q4_0.
+        unsafe { levels(Q4_0::codes(chunk, i)) }
+    }
+
+    #[inline(always)]
+    unsafe fn half(block: *const u8) -> __m512i {
+        // SAFETY: as Q4_0.
+        unsafe { levels(Q4_0::half(block)) }
+    }
+}
+
+pub(super) struct Iq4Xs;
+impl Format for Iq4Xs {
+    const BYTES: usize = 136;
+    const LEN: usize = 256;
+    const GROUP: usize = 32;
+    const OFFSET: u8 = 128;
+
+    #[inline(always)]
+    unsafe fn scales(chunk: *const u8, _: usize) -> (__m512, __m512) {
+        // SAFETY: bytes 0..8 of the block: d, 8 × 2 high bits, 8 × 4 low bits.
+        unsafe {
+            let words = chunk.cast::<u64>().read_unaligned();
+            let (high, low) =
+                (_mm512_set1_epi32((words >> 16 & 0xffff) as i32), _mm512_set1_epi32((words >> 32) as i32));
+            let lane = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 7, 6, 5, 4, 3, 2, 1, 0);
+            let low = _mm512_srlv_epi32(low, _mm512_slli_epi32::<2>(lane));
+            let high = _mm512_srlv_epi32(high, _mm512_add_epi32(lane, lane));
+            let six = _mm512_or_si512(
+                _mm512_and_si512(low, _mm512_set1_epi32(15)),
+                _mm512_slli_epi32::<4>(_mm512_and_si512(high, _mm512_set1_epi32(3))),
+            );
+            let numbers = _mm512_cvtepi32_ps(_mm512_sub_epi32(six, _mm512_set1_epi32(32)));
+            let d = _mm512_cvtph_ps(_mm256_set1_epi16(words as i16));
+            // Only eight groups: the other lanes are multiplied by factors of zero.
+            (_mm512_mul_ps(numbers, d), _mm512_setzero_ps())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(chunk: *const u8, i: usize) -> __m512i {
+        // SAFETY: bytes 8 + 32·i ..+ 32 of the block, i < 4.
+        unsafe {
+            let group = chunk.add(8 + 32 * i);
+            levels(nibbles_by_16(twice(group, group.add(16))))
         }
     }
 

@@ -7,14 +7,19 @@
 use core::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::{Avx512, dot::Dot};
+use super::{
+    dot::Dot,
+    formats::{self, Format},
+    pack::pack_chunks,
+};
 use crate::{
     cpu::{
         gemm::{GemmIsa, GemmTile},
         matrix::{ACT_GROUP, ROW_TILE, SUM_GROUP},
-        pack::{CodePanel, pack_codes},
+        pack::CodePanel,
+        scalar::unreachable_float,
     },
-    quant::{Block, GroupKind},
+    quant::{Block, GroupKind, QuantType},
 };
 
 /// The GEMM with one of the dot products.
@@ -23,7 +28,6 @@ pub(super) struct Gemm<D>(PhantomData<D>);
 impl<D: Dot> GemmIsa for Gemm<D> {
     const TILE_ROWS: usize = 6;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn pack<B: Block>(
         rows: &[B],
         blocks_per_row: usize,
@@ -31,8 +35,25 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         num_elements: usize,
         panel: &mut CodePanel,
     ) {
-        // SAFETY: same features.
-        unsafe { pack_codes::<B, Avx512>(rows, blocks_per_row, from, num_elements, panel) };
+        macro_rules! by_format {
+            ($($dtype:ident $format:ident,)*) => {
+                match B::TYPE {
+                    $(QuantType::$dtype => {
+                        debug_assert!(size_of::<B>() == formats::$format::BYTES && B::LEN == formats::$format::LEN);
+                        let (first, num_rows) = (rows.as_ptr().cast(), rows.len() / blocks_per_row);
+                        pack_chunks::<formats::$format>(first, num_rows, blocks_per_row, from, num_elements, panel);
+                    })*
+                    other => unreachable_float(other),
+                }
+            };
+        }
+        // SAFETY: the caller's promises, passed on; `rows` holds whole rows.
+        unsafe {
+            by_format! {
+                Q4_0 Q4_0, Q4_1 Q4_1, Q5_0 Q5_0, Q5_1 Q5_1, Q8_0 Q8_0, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K,
+                Q2_K Q2K, Q3_K Q3K, IQ4_NL Iq4Nl, IQ4_XS Iq4Xs,
+            }
+        }
     }
 
     #[inline(always)]

@@ -10,6 +10,11 @@
 //! | `float.rs` | f32 dot products and tiles |
 //! | `act.rs` | quantisation of activations |
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tile loops use one index for several arrays and pointers, and their bounds are constants that unroll"
+)]
+
 mod act;
 mod decode;
 mod dot;

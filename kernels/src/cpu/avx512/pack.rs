@@ -1,12 +1,78 @@
-//! Transpose of 32-bit units.
+//! Panels of codes and scales, made with the same unpacking as decode, and the transpose of 32-bit units.
 
 use core::arch::x86_64::*;
 
-use super::Avx512;
+use super::{
+    Avx512,
+    formats::{Format, Mins},
+};
 use crate::cpu::{
     matrix::ROW_TILE,
-    pack::{Transpose, assert_transpose},
+    pack::{CodePanel, Transpose, assert_transpose},
 };
+
+/// As [`crate::cpu::pack::pack_codes`], for rows of `blocks_per_row` blocks at `rows`: a chunk of each row becomes codes in row order
+/// and registers of scales and minima, then all three are transposed.
+///
+/// # Safety
+/// `num_rows` (1 to [`ROW_TILE`]) rows must be readable; the CPU must have AVX-512 F, BW, VL and DQ, and F16C.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(super) unsafe fn pack_chunks<F: Format>(
+    rows: *const u8,
+    num_rows: usize,
+    blocks_per_row: usize,
+    from: usize,
+    num_elements: usize,
+    panel: &mut CodePanel,
+) {
+    const STRIDE: usize = 128;
+    let chunk_elements = F::CODES * 64;
+    const { assert!(F::CODES * 16 <= STRIDE && ROW_TILE * (STRIDE + 32) <= crate::cpu::pack::STRIP_UNITS) };
+    panel.clear_if_partial(num_rows);
+    for chunk in (0..num_elements).step_by(chunk_elements) {
+        let elements = chunk_elements.min(num_elements - chunk);
+        let (codes, rest) = panel.strip.split_at_mut(ROW_TILE * STRIDE);
+        let (scales, mins) = rest.split_at_mut(ROW_TILE * 16);
+        for r in 0..num_rows {
+            // SAFETY: blocks from + chunk ..+ elements of row r; a row of `codes` has room for a chunk, one of `scales` and `mins` for
+            // a register.
+            unsafe {
+                let block = rows.add((r * blocks_per_row + (from + chunk) / F::LEN) * F::BYTES);
+                let (d, m) = F::scales(block, elements / F::LEN);
+                _mm512_storeu_ps(scales[r * 16..r * 16 + 16].as_mut_ptr().cast(), d);
+                if F::MINS == Mins::Apart {
+                    _mm512_storeu_ps(mins[r * 16..r * 16 + 16].as_mut_ptr().cast(), m);
+                }
+                let out = codes[r * STRIDE..(r + 1) * STRIDE].as_mut_ptr();
+                for i in 0..elements / 64 {
+                    _mm512_storeu_si512(out.add(16 * i).cast(), F::codes(block, i));
+                }
+                if elements % 64 != 0 {
+                    let last = F::half(block.add((elements / F::LEN - 1) * F::BYTES));
+                    _mm512_storeu_si512(out.add(elements / 64 * 16).cast(), last);
+                }
+            }
+        }
+        // SAFETY: same features.
+        unsafe {
+            Avx512::transpose(codes, STRIDE, elements / 4, &mut panel.codes[chunk / 4 * ROW_TILE..]);
+            let (at, groups) = (chunk / F::GROUP * ROW_TILE, elements / F::GROUP);
+            Avx512::transpose(scales, 16, groups, bytemuck::cast_slice_mut(&mut panel.scales[at..]));
+            if F::MINS == Mins::Apart {
+                Avx512::transpose(mins, 16, groups, bytemuck::cast_slice_mut(&mut panel.mins[at..]));
+            }
+        }
+        if F::MINS == Mins::Upper {
+            // Lanes 8.. of the scales are minima, without their sign.
+            for r in 0..num_rows {
+                for group in 0..8 {
+                    let min = f32::from_bits(scales[r * 16 + 8 + group]);
+                    panel.mins[(chunk / F::GROUP + group) * ROW_TILE + r] = -min;
+                }
+            }
+        }
+    }
+}
 
 impl Transpose for Avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
