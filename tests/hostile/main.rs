@@ -14,6 +14,7 @@
 )]
 
 mod alloc;
+mod binary;
 mod files;
 mod gguf;
 mod model;
