@@ -63,7 +63,7 @@ fn tokenizers(criterion: &mut Criterion) {
 fn templates(criterion: &mut Criterion) {
     let Some(goldens) = support::goldens() else { return };
     let turn = |at: usize| {
-        let role = if at % 2 == 0 { "user" } else { "assistant" };
+        let role = if at.is_multiple_of(2) { "user" } else { "assistant" };
         serde_json::json!({"role": role, "content": SOURCES[3][at * 7 % 100..].get(..400).unwrap_or_default()})
     };
     let messages: serde_json::Value = (0..41).map(turn).collect();
