@@ -34,7 +34,7 @@ impl<'a> MatrixRef<'a> {
             return Err(dtype.no_kernel());
         }
         let row_bytes = dtype.checked_row_bytes("matrix", cols)?;
-        let expected = row_bytes.checked_mul(rows).unwrap_or(usize::MAX);
+        let expected = row_bytes.saturating_mul(rows);
         if data.len() != expected {
             return Err(Error::Length { what: "matrix: bytes", expected, got: data.len() });
         }
