@@ -4,11 +4,15 @@
 //! real program. The fuzz
 //! targets in `fuzz/` call the same entry points (`tests/support/exercise.rs`).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 mod alloc;
+mod binary;
 mod files;
 mod gguf;
 mod model;
 mod safetensors;
+mod text;
 
 #[path = "../support/exercise.rs"]
 mod exercise;

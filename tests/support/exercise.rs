@@ -7,6 +7,7 @@ use std::hint::black_box;
 
 use shimmy_runtime::Error;
 use shimmy_runtime::loader::{GgufMetadata, HfMetadata, Metadata, ModelFile};
+use shimmy_runtime::text::{AddSpecial, ChatTemplate, GenerationPrompt, ParseSpecial, Tokenizer};
 
 /// Parses a whole GGUF file and touches what came out; the error's message.
 pub fn gguf(bytes: &[u8]) -> Result<(), String> {
@@ -39,6 +40,35 @@ pub fn check(opened: Result<ModelFile, Error>) -> Result<(), String> {
     }
     if let Metadata::Gguf(metadata) = &file.metadata {
         touch(metadata);
+    }
+    Ok(())
+}
+
+/// Builds the tokenizer and the chat template of a GGUF file and uses them; the error's message.
+pub fn text(bytes: &[u8]) -> Result<(), String> {
+    let message = |error: Error| error.to_string();
+    let file = ModelFile::from_gguf_bytes(bytes.to_vec()).map_err(message)?;
+    let tokenizer = Tokenizer::for_model(&file).map_err(message)?;
+    for id in 0..tokenizer.vocab_size() as u32 + 2 {
+        black_box((tokenizer.token_bytes(id), tokenizer.is_control(id)));
+        if let Some(text) = tokenizer.token_text(id) {
+            black_box(tokenizer.token_id(&text));
+        }
+    }
+    for id in tokenizer.end_of_generation().iter().copied().chain(tokenizer.bos()).chain(tokenizer.eos()) {
+        assert!((id as usize) < tokenizer.vocab_size(), "{id}");
+    }
+    let said = "Hi  there,\n\tI'll be 1234\u{e9}\u{1f642}<|im_end|></s>\u{2581}";
+    for (add, parse) in [(AddSpecial::Yes, ParseSpecial::Yes), (AddSpecial::No, ParseSpecial::No)] {
+        if let Ok(ids) = tokenizer.encode(said, add, parse) {
+            assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()), "{ids:?}");
+            black_box(tokenizer.decode(&ids));
+        }
+    }
+    if let Some(template) = ChatTemplate::for_model(&file, &tokenizer).map_err(message)? {
+        let messages = serde_json::json!([{"role": "user", "content": said}]);
+        let extra = serde_json::Map::new();
+        black_box(template.render(&messages, None, GenerationPrompt::Yes, &extra)).map_err(message)?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(crate) fn goldens() -> Option<PathBuf> {
 /// A model of `scripts/fetch-model`, fetched if it isn't in the cache.
 ///
 /// Without network or pip this prints `SKIP` for a stranger and fails where `CI=true`.
-pub fn fetch_model(name: &str) -> Option<PathBuf> {
+pub(crate) fn fetch_model(name: &str) -> Option<PathBuf> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/fetch-model");
     let output = std::process::Command::new(&script).arg(name).output();
     let why = match output {
@@ -38,7 +38,7 @@ pub fn fetch_model(name: &str) -> Option<PathBuf> {
 }
 
 /// Prints `SKIP` with the reason; fails where `CI=true`.
-pub fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
     println!("SKIP {why}");
 }

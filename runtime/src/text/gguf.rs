@@ -280,8 +280,9 @@ fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
 
 fn unsupported(model: &str) -> Error {
     Error::Unsupported(format!(
-        "tokenizer model `{model}` (`tokenizer.ggml.model`); this build reads `gpt2` and `llama`, and any \
-         `tokenizer.json` beside safetensors"
+        "tokenizer model `{}` (`tokenizer.ggml.model`); this build reads `gpt2` and `llama`, and any `tokenizer.json` \
+         beside safetensors",
+        model.escape_debug()
     ))
 }
 

@@ -137,7 +137,8 @@ impl PreTokenizer {
                 r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
             ]),
             _ => Err(Error::Unsupported(format!(
-                "pre-tokenizer `{name}` (`tokenizer.ggml.pre`); the model needs a version of this program that knows it"
+                "pre-tokenizer `{}` (`tokenizer.ggml.pre`); the model needs a version of this program that knows it",
+                name.escape_debug()
             ))),
         }?;
         let llama_bpe = matches!(

@@ -11,7 +11,6 @@ use chrono::{Local, NaiveDateTime};
 use minijinja::machinery::{
     CompiledTemplate, Instruction, Instructions, TemplateConfig, Vm, WhitespaceConfig, make_string_output,
 };
-use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
 
@@ -163,7 +162,7 @@ impl ChatTemplate {
 
     fn compile(&self) -> Result<CompiledTemplate<'_>> {
         let config = TemplateConfig {
-            syntax_config: SyntaxConfig::default(),
+            syntax_config: Default::default(),
             ws_config: WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true },
             default_auto_escape: Arc::new(|_| AutoEscape::None),
         };
