@@ -17,6 +17,7 @@ use crate::{
 #[allow(clippy::type_complexity, reason = "function pointers, each named by its field")]
 pub struct CpuKernels {
     pub(super) isa: Isa,
+    #[expect(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),

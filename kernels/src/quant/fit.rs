@@ -42,7 +42,7 @@ pub(crate) fn affine(x: &[f32], max: u8) -> (f32, f32) {
         }
         let n = x.len() as f32;
         let determinant = n * sum_qq - sum_q * sum_q;
-        if !(determinant > 0.0) {
+        if determinant <= 0.0 || determinant.is_nan() {
             break;
         }
         scale = (n * sum_qx - sum_q * sum_x) / determinant;
@@ -50,7 +50,7 @@ pub(crate) fn affine(x: &[f32], max: u8) -> (f32, f32) {
         if min < 0.0 {
             (min, scale) = (0.0, sum_qx * inverse(sum_qq));
         }
-        if !(scale > 0.0) {
+        if scale <= 0.0 || scale.is_nan() {
             break;
         }
     }
