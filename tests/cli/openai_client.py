@@ -5,7 +5,7 @@ import sys
 import openai
 
 client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="unused", max_retries=0)
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Which city is the capital of France?"}]
 
 
 def models():
