@@ -13,6 +13,7 @@ pub mod error;
 pub mod exec;
 pub mod kv;
 pub mod loader;
+pub mod measure;
 pub mod models;
 pub mod plan;
 pub mod sample;

@@ -4,6 +4,7 @@
 //! 2 wrong usage or an unusable file, 130 interrupted. Results go to stdout, everything else to stderr.
 
 mod args;
+mod bench;
 mod chat;
 mod failure;
 mod generate;
@@ -14,6 +15,7 @@ mod output;
 mod probe;
 mod progress;
 mod serve;
+mod verify;
 mod version;
 
 use std::process::ExitCode;
@@ -49,6 +51,10 @@ enum Command {
     Inspect(inspect::Args),
     /// Show what this machine offers, and what would run a model.
     Probe(probe::Args),
+    /// Measure how fast a model runs here.
+    Bench(bench::Args),
+    /// Compare the fast executor with the reference, token by token.
+    Verify(verify::Args),
 }
 
 /// What every command gets beside its own arguments.
@@ -83,6 +89,8 @@ pub fn main() -> ExitCode {
         Some(Command::List(args)) => list::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Probe(args)) => probe::run(args),
+        Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

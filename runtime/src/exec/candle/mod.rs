@@ -20,7 +20,6 @@ use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, SeqStep, StepBatch};
 use crate::exec::options::ExecOptions;
 use crate::exec::{Executor, Limits, StepOutput};
-use crate::kv::BLOCK_TOKENS;
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle};
 use kv::{AttentionArgs, PagedKv};
