@@ -1,5 +1,13 @@
 //! The real binary, from the outside: command line, server, the official OpenAI client, and every command of the README.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "clippy.toml allows them in test functions; these are their helpers"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -59,10 +59,11 @@ pub fn from_path(path: &Path) -> String {
             return normalise(&of_repo);
         }
     }
-    if full.is_file() && is_generic(&file) {
-        if let Some(parent) = full.parent().and_then(last) {
-            return normalise(&parent);
-        }
+    if full.is_file()
+        && is_generic(&file)
+        && let Some(parent) = full.parent().and_then(last)
+    {
+        return normalise(&parent);
     }
     normalise(&file)
 }
