@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::binary::{finish, read_all, run, shimmy, signal, wait};
 use crate::support;
 
-const QUESTION: &str = "What is the capital of France?";
+/// The model is sure of its answer: no rounding changes it.
+const QUESTION: &str = "Complete the sentence: The capital of France is";
 
 #[test]
 fn generate_answers_sensibly_and_the_same_each_time() {
@@ -102,21 +103,36 @@ fn chat_takes_piped_lines_and_commands() {
 }
 
 #[test]
-fn a_conversation_remembers() {
+fn a_conversation_is_remembered_until_it_is_reset() {
     let Some(model) = support::fetch_model("smollm2") else { return };
     let mut child = shimmy()
         .arg("chat")
         .arg(&model)
-        .args(["-t", "0", "-n", "40"])
+        .args(["-t", "0", "-n", "24", "-v"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(b"Hello! My name is Aurelia.\nWhat is my name?\n").unwrap();
-    let stdout = read_all(child.stdout.take().unwrap());
-    assert_eq!(wait(&mut child), Some(0));
-    let (_, second) = stdout.split_once('\n').unwrap();
-    assert!(second.contains("Aurelia"), "{stdout}");
+    let lines = format!("{QUESTION}\n{QUESTION}\n/reset\n{QUESTION}\n");
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    // `… | prompt 37 tokens (… | answer 9 tokens in …`
+    let count = |line: &str, what: &str| -> usize {
+        let (_, rest) = line.split_once(what).unwrap();
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let turns: Vec<(usize, usize)> = stderr
+        .lines()
+        .filter(|line| line.starts_with("load "))
+        .map(|line| (count(line, "| prompt "), count(line, "| answer ")))
+        .collect();
+    let [(first, answer), (second, _), (third, _)] = turns[..] else { panic!("{stderr}") };
+    // The second prompt holds the first one, its answer and the question again.
+    assert!(second > first + answer, "{turns:?}");
+    assert_eq!(third, first);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn it_starts_answers_and_ends() {
     println!("start to the first healthy answer: {:?}", server.start_time);
     assert!(server.start_time < Duration::from_secs(2), "{:?}", server.start_time);
     let request = json!({
-        "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0, "max_tokens": 24,
+        "messages": [{"role": "user", "content": "Complete the sentence: The capital of France is"}], "temperature": 0, "max_tokens": 24,
     });
     let answer = post(&format!("{}/v1/chat/completions", server.url), &request);
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();

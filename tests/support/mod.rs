@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part, as a private module")]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// The goldens folder: `SHIMMY_GOLDENS`, else `../shared/goldens` beside the checkout.
 ///
@@ -19,22 +21,31 @@ pub(crate) fn goldens() -> Option<PathBuf> {
     None
 }
 
-/// A model of `scripts/fetch-model`, fetched if it isn't in the cache.
+/// A model of `scripts/fetch-model`, fetched if it isn't in the cache; once a process, however many tests ask for it.
 ///
 /// Without network or pip this prints `SKIP` for a stranger and fails where `CI=true`.
-pub(crate) fn fetch_model(name: &str) -> Option<PathBuf> {
+pub(crate) fn fetch_model(name: &'static str) -> Option<PathBuf> {
+    static FETCHED: Mutex<BTreeMap<&str, Result<PathBuf, String>>> = Mutex::new(BTreeMap::new());
+    // A test that failed here has left no entry behind: the next one asks again.
+    let mut fetched = FETCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    match fetched.entry(name).or_insert_with(|| run_fetch_model(name)) {
+        Ok(path) => Some(path.clone()),
+        Err(why) => {
+            skip(why);
+            None
+        }
+    }
+}
+
+fn run_fetch_model(name: &str) -> Result<PathBuf, String> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/fetch-model");
     let output = std::process::Command::new(&script).arg(name).output();
-    let why = match output {
-        Ok(output) if output.status.success() => {
-            let stdout = String::from_utf8_lossy(&output.stdout);
-            return stdout.lines().last().map(PathBuf::from);
-        }
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => error.to_string(),
-    };
-    skip(&format!("{} {name}: {why}", script.display()));
-    None
+    let output = output.map_err(|error| format!("{}: {error}", script.display()))?;
+    if !output.status.success() {
+        return Err(format!("{} {name}: {}", script.display(), String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    stdout.lines().last().map(PathBuf::from).ok_or_else(|| format!("{} printed no path", script.display()))
 }
 
 /// Prints `SKIP` with the reason; fails where `CI=true`.

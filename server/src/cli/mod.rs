@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         _ if cli.version => version::run(),
         None => {
-            let _ = Cli::command().print_help();
+            eprint!("{}", Cli::command().render_help());
             return ExitCode::from(failure::USAGE);
         }
         Some(Command::Serve(args)) => serve::run(args),
