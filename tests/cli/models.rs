@@ -155,3 +155,56 @@ fn inspect_and_probe_know_the_model() {
     assert_eq!(probe["model"]["architecture"], "llama");
     assert_eq!(probe["model"]["executor"], "cpu");
 }
+
+#[test]
+fn the_fast_executor_stays_close_to_the_reference() {
+    for name in ["smollm2", "gemma3-270m"] {
+        let Some(model) = support::fetch_model(name) else { return };
+        let ended = run(["verify", model.to_str().unwrap(), "--greedy", "24", "--json"]);
+        assert_eq!(ended.code, Some(0), "{name}: {}{}", ended.stdout, ended.stderr);
+        let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(report["text"], "text", "{name}: its own tokenizer is used");
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 4, "{name}: prefill and decode, as asked and exact");
+        for row in rows {
+            let executor = row["executor"].as_str().unwrap();
+            let kl = row["mean_kl"].as_f64().unwrap();
+            // NaN must fail.
+            assert!(kl < 0.01, "{name}, {executor}: mean KL {kl}");
+            if executor.contains("exact") {
+                assert!(kl < 1e-6, "{name}, {executor}: mean KL {kl}");
+                assert_eq!(row["greedy_tokens_equal"], 24, "{name}, {executor}");
+            }
+        }
+        assert_eq!(rows[0]["positions"], 200, "{name}");
+    }
+}
+
+#[test]
+fn a_base_model_completes_sensibly() {
+    let Some(model) = support::fetch_model("gemma3-270m") else { return };
+    let model = model.to_str().unwrap();
+    // This file holds the base model, without a chat template: that is said, and raw completion works.
+    let refused = run(["generate", model, "-p", "Hello"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("--raw"), "{}", refused.stderr);
+    let ended = run(["generate", model, "--raw", "-p", "One, two, three, four,", "-t", "0", "-n", "8"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("five"), "{}", ended.stdout);
+}
+
+#[test]
+fn bench_measures_and_says_so_in_json() {
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let model = model.to_str().unwrap();
+    let ended = run(["bench", model, "--prompt", "64", "--generate", "8", "--repeat", "2", "--json"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let result: Value = serde_json::from_str(&ended.stdout).unwrap();
+    for kind in ["prefill_tokens_per_s", "decode_tokens_per_s"] {
+        let values = result[kind].as_array().unwrap();
+        assert_eq!(values.len(), 2, "{kind}");
+        assert!(values.iter().all(|value| value.as_f64().unwrap() > 0.0), "{kind}");
+    }
+    assert_eq!(run(["bench"]).code, Some(2));
+    assert_eq!(run(["bench", model, "--ctx", "64", "--prompt", "100"]).code, Some(2));
+}
