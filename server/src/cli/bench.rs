@@ -56,6 +56,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let file = ModelFile::open(&found.path)?;
     let open_ms = start.elapsed().as_secs_f64() * 1e3;
+    let open_rss = resident_peak();
     let (_, plan) = shimmy_runtime::arch::load(&file, OutputKind::Logits)?;
     let mut executor = exec::build(&plan, &args.exec.options())?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -72,6 +73,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             "prompt": args.prompt,
             "generate": args.generate,
             "open_ms": open_ms,
+            "open_peak_rss_bytes": open_rss,
+            "peak_rss_bytes": resident_peak(),
             "load_ms": load_ms,
             "prefill_tokens_per_s": speed.prefill,
             "decode_tokens_per_s": speed.decode,
@@ -85,9 +88,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         format!("{:.1} tokens/s (of {} runs: {least:.1} to {most:.1})", median(values), values.len())
     };
     let mut text = format!(
-        "{} on {}, {threads} threads; header read in {open_ms:.1} ms, ready after {load_ms:.1} ms\n",
+        "{} on {}, {threads} threads; header read in {open_ms:.1} ms, ready after {load_ms:.1} ms\n\
+         peak memory: {} with the header read, {} at the end\n",
         found.name,
-        executor.name()
+        executor.name(),
+        memory(open_rss),
+        memory(resident_peak())
     );
     if !speed.prefill.is_empty() {
         text += &format!("prefill {:>4}: {}\n", args.prompt, spread(&speed.prefill));
@@ -96,6 +102,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         text += &format!("decode  {:>4}: {}, {gb_per_s:.1} GB/s of weights\n", args.generate, spread(&speed.decode));
     }
     output::write(&text)
+}
+
+/// The largest resident size of this process so far, in bytes; `None` where the system doesn't tell.
+fn resident_peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn memory(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".into(), output::bytes)
 }
 
 fn ceilings(threads: usize, json: bool) -> anyhow::Result<()> {
