@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `formats.rs` | [`Format`]: how a block becomes registers |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
-//! | `gemm.rs` | many rows: the tile of the 8-bit GEMM, and the transpose for panels |
+//! | `gemm.rs` | many rows: registers and transpose of the GEMM |
 //! | `float.rs` | f32 dot products and tiles |
 //! | `act.rs` | quantisation of activations, and start values of dot products |
 
@@ -38,6 +38,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     matmul_q8,
     matmul_f32: float_loops::matmul::<Avx2>,
     dequantize_row: Avx2::dequantize_row,
+    transpose: gemm::transpose,
 };
 
 /// See `CpuKernels::matmul_q8`.
