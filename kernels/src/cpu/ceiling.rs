@@ -85,37 +85,41 @@ fn read_plain(words: &[u64]) -> u64 {
 /// 8-bit multiply-adds a second that `num_threads` threads do in registers with the dot product of `isa` (one product and one
 /// addition count as one); `None` where the ISA has none or the CPU lacks it.
 pub fn int8_peak(isa: Isa, num_threads: usize, duration: Duration) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if !isa.is_available() {
-            return None;
-        }
-        let round: unsafe fn() -> u64 = match isa {
-            Isa::Scalar | Isa::Neon | Isa::NeonDotprod => return None,
-            Isa::Avx2 => x86::dots_avx2,
-            Isa::AvxVnni => x86::dots_avxvnni,
-            Isa::Avx512 => x86::dots_avx512,
-            Isa::Avx512Vnni => x86::dots_vnni,
-        };
-        let (total, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        let elapsed = timed_together(num_threads, |thread| {
-            let start = Instant::now();
-            let mut done = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // SAFETY: availability checked above.
-                done += unsafe { round() };
-                if thread == 0 && start.elapsed() >= duration {
-                    stop.store(true, Ordering::Relaxed);
-                }
+    let round = round_of(isa).filter(|_| isa.is_available())?;
+    let (total, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let elapsed = timed_together(num_threads, |thread| {
+        let start = Instant::now();
+        let mut done = 0;
+        while !stop.load(Ordering::Relaxed) {
+            // SAFETY: the ISA is available.
+            done += unsafe { round() };
+            if thread == 0 && start.elapsed() >= duration {
+                stop.store(true, Ordering::Relaxed);
             }
-            total.fetch_add(done, Ordering::Relaxed);
-        });
-        Some(total.into_inner() as f64 / elapsed.as_secs_f64())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (isa, num_threads, duration);
-        None
+        }
+        total.fetch_add(done, Ordering::Relaxed);
+    });
+    Some(total.into_inner() as f64 / elapsed.as_secs_f64())
+}
+
+/// Some multiply-adds in registers, and how many. To be called where the ISA is available.
+fn round_of(isa: Isa) -> Option<unsafe fn() -> u64> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Some(x86::dots_avx2),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => Some(x86::dots_avxvnni),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Some(x86::dots_avx512),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => Some(x86::dots_vnni),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => Some(super::avx512::amx::dots),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Some(super::neon::dots),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod => Some(super::neon::dots_dotprod),
+        _ => None,
     }
 }
 
