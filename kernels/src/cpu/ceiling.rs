@@ -1,4 +1,4 @@
-//! What this machine can do at most, measured: how fast it reads memory, and how many 8-bit multiply-adds it does. Results are
+//! What this machine can do at most, measured: how fast it reads memory, and how many multiply-adds it does. Results are
 //! quoted as a share of these, taken in the same run: on a shared machine absolute numbers drift by half.
 
 use std::{
@@ -82,40 +82,62 @@ fn read_plain(words: &[u64]) -> u64 {
     acc.iter().chain(rest).fold(0, |a, b| a ^ b)
 }
 
+/// One call's worth of multiply-adds in registers; how many.
+type Round = unsafe fn() -> u64;
+
 /// 8-bit multiply-adds a second that `num_threads` threads do in registers with the dot product of `isa` (one product and one
 /// addition count as one); `None` where the ISA has none or the CPU lacks it.
 pub fn int8_peak(isa: Isa, num_threads: usize, duration: Duration) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if !isa.is_available() {
-            return None;
-        }
-        let round: unsafe fn() -> u64 = match isa {
-            Isa::Scalar => return None,
-            Isa::Avx2 => x86::dots_avx2,
-            Isa::Avx512 => x86::dots_avx512,
-            Isa::Avx512Vnni => x86::dots_vnni,
-        };
-        let (total, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        let elapsed = timed_together(num_threads, |thread| {
-            let start = Instant::now();
-            let mut done = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // SAFETY: availability checked above.
-                done += unsafe { round() };
-                if thread == 0 && start.elapsed() >= duration {
-                    stop.store(true, Ordering::Relaxed);
-                }
+    peak(isa, num_threads, duration, |isa| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Some(x86::dots_avx2),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Some(x86::dots_avx512),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => Some(x86::dots_vnni),
+        _ => None,
+    })
+}
+
+/// As [`int8_peak`] for f32: fused multiply-adds.
+pub fn f32_peak(isa: Isa, num_threads: usize, duration: Duration) -> Option<f64> {
+    peak(isa, num_threads, duration, |isa| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Some(x86::fma_avx2),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Vnni => Some(x86::fma_avx512),
+        _ => None,
+    })
+}
+
+/// As [`int8_peak`] for products of bf16 that are summed in f32; `None` where the CPU has no such instruction beside those
+/// of `isa`.
+pub fn bf16_peak(isa: Isa, num_threads: usize, duration: Duration) -> Option<f64> {
+    peak(isa, num_threads, duration, |isa| match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Vnni if is_x86_feature_detected!("avx512bf16") => Some(x86::dots_bf16),
+        _ => None,
+    })
+}
+
+/// Multiply-adds a second of the round that `pick` has for an ISA. It must need no more than the ISA and what `pick`
+/// detected.
+fn peak(isa: Isa, num_threads: usize, duration: Duration, pick: impl Fn(Isa) -> Option<Round>) -> Option<f64> {
+    let round = pick(isa).filter(|_| isa.is_available())?;
+    let (total, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let elapsed = timed_together(num_threads, |thread| {
+        let start = Instant::now();
+        let mut done = 0;
+        while !stop.load(Ordering::Relaxed) {
+            // SAFETY: the CPU has the ISA (checked above), and `pick` detected what else the round needs.
+            done += unsafe { round() };
+            if thread == 0 && start.elapsed() >= duration {
+                stop.store(true, Ordering::Relaxed);
             }
-            total.fetch_add(done, Ordering::Relaxed);
-        });
-        Some(total.into_inner() as f64 / elapsed.as_secs_f64())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (isa, num_threads, duration);
-        None
-    }
+        }
+        total.fetch_add(done, Ordering::Relaxed);
+    });
+    Some(total.into_inner() as f64 / elapsed.as_secs_f64())
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -177,6 +199,47 @@ mod x86 {
         black_box(acc);
         STEPS * (CHAINS / 2) as u64 * 32
     }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn fma_avx2() -> u64 {
+        let (x, y) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.5)));
+        let mut acc = [_mm256_setzero_ps(); CHAINS / 2];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                *acc = _mm256_fmadd_ps(*acc, x, y);
+            }
+        }
+        black_box(acc);
+        STEPS * (CHAINS / 2) as u64 * 8
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn fma_avx512() -> u64 {
+        let (x, y) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.5)));
+        let mut acc = [_mm512_setzero_ps(); CHAINS];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                *acc = _mm512_fmadd_ps(*acc, x, y);
+            }
+        }
+        black_box(acc);
+        STEPS * CHAINS as u64 * 16
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn dots_bf16() -> u64 {
+        let x = _mm512_set1_epi16(black_box(0x3c00));
+        // SAFETY: both are 64 bytes, and every bit pattern is a vector of bf16.
+        let (x, y): (__m512bh, __m512bh) = unsafe { (std::mem::transmute(x), std::mem::transmute(x)) };
+        let mut acc = [_mm512_setzero_ps(); CHAINS];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                *acc = _mm512_dpbf16_ps(*acc, x, y);
+            }
+        }
+        black_box(acc);
+        STEPS * CHAINS as u64 * 32
+    }
 }
 
 #[cfg(test)]
@@ -189,8 +252,10 @@ mod tests {
         assert!((1e8..1e13).contains(&bandwidth), "{bandwidth}");
         assert!(int8_peak(Isa::Scalar, 1, Duration::from_millis(1)).is_none());
         for isa in Isa::ALL {
-            if let Some(peak) = int8_peak(isa, 1, Duration::from_millis(5)) {
-                assert!((1e9..1e13).contains(&peak), "{} {peak}", isa.name());
+            for measure in [int8_peak, f32_peak, bf16_peak] {
+                if let Some(peak) = measure(isa, 1, Duration::from_millis(5)) {
+                    assert!((1e9..1e13).contains(&peak), "{} {peak}", isa.name());
+                }
             }
         }
     }
