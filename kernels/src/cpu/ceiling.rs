@@ -228,9 +228,8 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) unsafe fn dots_bf16() -> u64 {
-        let x = _mm512_set1_epi16(black_box(0x3c00));
-        // SAFETY: both are 64 bytes, and every bit pattern is a vector of bf16.
-        let (x, y): (__m512bh, __m512bh) = unsafe { (std::mem::transmute(x), std::mem::transmute(x)) };
+        let half = _mm512_set1_ps(black_box(0.5));
+        let (x, y) = (_mm512_cvtne2ps_pbh(half, half), _mm512_cvtne2ps_pbh(half, half));
         let mut acc = [_mm512_setzero_ps(); CHAINS];
         for _ in 0..STEPS {
             for acc in &mut acc {
