@@ -6,7 +6,7 @@
 //! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
 //! | `gemm.rs`, `float.rs`, `pack.rs` | loops of the large matmuls and panels of weights, shared by the ISAs |
-//! | `scalar/`, `avx2/`, `avx512/` | the matmul kernels of an ISA, and nothing else |
+//! | `scalar/`, `avx2/`, `avx512/`, `neon/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
 //! | [`attention`] | online-softmax attention over the paged cache |
 //! | [`team`], [`topology`] | the worker threads and the cores that they live on |
@@ -25,6 +25,8 @@ mod isa;
 mod kernels;
 mod math;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 pub mod program;
 mod scalar;
