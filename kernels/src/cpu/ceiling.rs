@@ -215,8 +215,7 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn read_avx2(words: &[u64]) -> u64 {
-        // SAFETY: a prefetch of any address is harmless.
-        super::read_streams(words, |line| unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) })
+        super::read_streams(words, |line| _mm_prefetch::<_MM_HINT_T0>(line.cast()))
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
