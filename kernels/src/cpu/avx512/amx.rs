@@ -129,31 +129,36 @@ pub(in crate::cpu) fn agrees_with_scalar(kernels: &CpuKernels) -> Result<bool> {
     Ok(agree && out[0] == out[1])
 }
 
-/// A round of `int8_peak`: sixteen rows by sixteen lanes by 64 bytes a multiplication, four chains of sums.
-///
-/// # Safety
-/// [`is_usable`] must have said so.
-pub(in crate::cpu) unsafe fn dots() -> u64 {
-    const STEPS: u64 = 5_000;
-    // SAFETY: the caller's promise; tiles are configured, and what they hold is zero.
-    unsafe {
-        FULL.load();
-        asm!(
-            "2:",
-            "tdpbusd tmm0, tmm4, tmm6",
-            "tdpbusd tmm1, tmm4, tmm7",
-            "tdpbusd tmm2, tmm5, tmm6",
-            "tdpbusd tmm3, tmm5, tmm7",
-            "dec {steps}",
-            "jnz 2b",
-            steps = inout(reg) STEPS => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            options(nostack, nomem),
-        );
-        release();
-    }
-    STEPS * 4 * 16 * 16 * 64
+/// A round of a ceiling: 16 rows by 16 lanes a multiplication, in four chains of sums.
+macro_rules! round {
+    ($name:ident, $instruction:literal, $elements:literal) => {
+        /// # Safety
+        /// [`is_usable`] must have said so.
+        pub(in crate::cpu) unsafe fn $name() -> u64 {
+            const STEPS: u64 = 5_000;
+            // SAFETY: the caller's promise; registers are configured, and what they hold is zero.
+            unsafe {
+                FULL.load();
+                asm!(
+                    "2:",
+                    concat!($instruction, " tmm0, tmm4, tmm6"),
+                    concat!($instruction, " tmm1, tmm4, tmm7"),
+                    concat!($instruction, " tmm2, tmm5, tmm6"),
+                    concat!($instruction, " tmm3, tmm5, tmm7"),
+                    "dec {steps}",
+                    "jnz 2b",
+                    steps = inout(reg) STEPS => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    options(nostack, nomem),
+                );
+                release();
+            }
+            STEPS * 4 * 16 * 16 * $elements
+        }
+    };
 }
+round!(dots, "tdpbusd", 64);
+round!(dots_bf16, "tdpbf16ps", 32);
 
 /// Eight registers of 16 rows of 64 bytes.
 static FULL: Config = Config::new([(16, 64); 8]);
