@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use super::{
     bf16::{self, Avx512Bf16, Bf16Isa, CHUNK, PANEL},
-    dot::Vnni,
+    dot::{Dot, Vnni},
     gemm::{Gemm, Lanes},
 };
 use crate::{
@@ -103,7 +103,8 @@ pub(in crate::cpu) fn agrees_with_scalar(kernels: &CpuKernels) -> Result<bool> {
     let acts = acts.quantize(kernels, &x, k)?;
     let mut agree = true;
     for (dtype, half_at) in [(QuantType::Q8_0, 0), (QuantType::Q6_K, 208)] {
-        let mut weights: Vec<u8> = (0..dtype.checked_row_bytes("check", k)? * n).map(|i| (i * 89 >> 3) as u8).collect();
+        let mut weights: Vec<u8> =
+            (0..dtype.checked_row_bytes("check", k)? * n).map(|i| ((i * 89) >> 3) as u8).collect();
         for block in weights.chunks_exact_mut(dtype.block_bytes()) {
             // One. Sums of Q6_K, 256 products of at most 32 · 127 with scales up to 15, stay below 2^24.
             block[half_at..half_at + 2].copy_from_slice(&[0x00, 0x3c]);
@@ -157,7 +158,7 @@ macro_rules! round {
         }
     };
 }
-round!(dots, "tdpbusd", 64);
+round!(dots, "tdpbssd", 64);
 round!(dots_bf16, "tdpbf16ps", 32);
 
 /// Eight registers of 16 rows of 64 bytes.
@@ -246,10 +247,15 @@ impl Bf16Isa for AmxBf16 {
     }
 }
 
+/// What is subtracted from codes up to `max`: both factors are signed.
+fn bias(max: u8) -> u8 {
+    if max > 127 { 128 } else { 0 }
+}
+
 /// Rows of weights in a tile of the 8-bit GEMM.
 const ROWS: usize = 12;
 
-/// AMX for bytes, in the 8-bit GEMM: a group of 12 rows of weights × 16 or 32 rows of activations at a time. Scales come in as elsewhere.
+/// AMX for bytes, in the 8-bit GEMM, both factors signed (an emulator that this was tested on gets unsigned by signed wrong): a group of 12 rows of weights × 16 or 32 rows of activations at a time. Scales come in as elsewhere.
 pub(super) struct AmxInt8;
 
 impl GemmIsa for AmxInt8 {
@@ -258,12 +264,27 @@ impl GemmIsa for AmxInt8 {
 
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
         // SAFETY: the caller's promises, passed on.
-        unsafe { Gemm::<Vnni>::unpack(from, to) }
+        unsafe { Gemm::<Vnni>::unpack(from, to) };
+        if bias(B::MAX_CODE) != 0 {
+            to.codes.iter_mut().for_each(|code| *code ^= 128);
+        }
     }
 
     unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+        let bias = i32::from(bias(B::MAX_CODE));
         // SAFETY: the caller's promises, passed on.
-        unsafe { Gemm::<Vnni>::prepare_aux::<B>(q, d, num_groups, aux) }
+        unsafe {
+            match (B::KIND, B::GROUP) {
+                (GroupKind::Offset(offset), ACT_GROUP) => {
+                    Vnni::prepare_aux::<ACT_GROUP, false>(i32::from(offset) - bias, q, d, num_groups, aux);
+                }
+                (GroupKind::Offset(offset), _) => {
+                    Vnni::prepare_aux::<SUM_GROUP, false>(i32::from(offset) - bias, q, d, num_groups, aux);
+                }
+                (GroupKind::Min, ACT_GROUP) => Vnni::prepare_aux::<ACT_GROUP, true>(0, q, d, num_groups, aux),
+                (GroupKind::Min, _) => Vnni::prepare_aux::<SUM_GROUP, true>(0, q, d, num_groups, aux),
+            }
+        }
     }
 
     unsafe fn transpose(
@@ -326,7 +347,7 @@ impl TileLanes for AmxLanes {
     lanes_of!(Lanes<Vnni>);
 
     fn bias(max: u8) -> u8 {
-        Lanes::<Vnni>::bias(max)
+        bias(max)
     }
 
     #[inline(always)]
@@ -347,7 +368,7 @@ impl TileLanes for AmxLanes {
                         "tileloadd tmm0, [{codes} + {stride}*1]",
                         "tilezero tmm2",
                         "tileloadd tmm1, [{q} + {q_stride}*1]",
-                        "tdpbusd tmm2, tmm0, tmm1",
+                        "tdpbssd tmm2, tmm0, tmm1",
                         "tilestored [{sums} + {sums_stride}*1], tmm2",
                         $($instruction,)*
                         codes = in(reg) codes,
@@ -367,7 +388,7 @@ impl TileLanes for AmxLanes {
                 multiply!(
                     "tilezero tmm4"
                     "tileloadd tmm3, [{q} + {q_stride}*1 + 64]"
-                    "tdpbusd tmm4, tmm0, tmm3"
+                    "tdpbssd tmm4, tmm0, tmm3"
                     "tilestored [{sums} + {sums_stride}*1 + 768], tmm4"
                 );
             }

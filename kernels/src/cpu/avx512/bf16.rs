@@ -80,7 +80,7 @@ impl Bf16Isa for Avx512Bf16 {
             // SAFETY: 32 floats in, 32 bf16 out. The second operand comes first in memory.
             unsafe {
                 let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
-                _mm512_storeu_si512(to.add(32 * i).cast(), transmute(_mm512_cvtne2ps_pbh(high, low)));
+                to.add(32 * i).cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
             }
         }
     }
@@ -136,16 +136,16 @@ impl Bf16Isa for Emulated {
 /// As [`Bf16Isa::tile`]; rows row ..+ M are below [`TILE_ROWS`]; the CPU must have AVX-512 F and BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn rows<const M: usize>(tile: &Tile, row: usize) {
-    // SAFETY: the tile's shapes. A bf16 vector is 512 bits of any content.
+    // SAFETY: the tile's shapes. A vector of bf16 is 512 bits of any content.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); 2]; M];
         let x = tile.x.add(row * CHUNK).cast::<i32>();
         for pair in 0..tile.num_units * (UNIT / 2) {
             let panel = tile.panel.add(pair * PANEL);
-            let w0: __m512bh = transmute(_mm512_loadu_si512(panel.cast()));
-            let w1: __m512bh = transmute(_mm512_loadu_si512(panel.add(16).cast()));
+            let w0 = panel.cast::<__m512bh>().read_unaligned();
+            let w1 = panel.add(16).cast::<__m512bh>().read_unaligned();
             for m in 0..M {
-                let x: __m512bh = transmute(_mm512_set1_epi32(*x.add(m * (CHUNK / 2) + pair)));
+                let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(m * (CHUNK / 2) + pair)));
                 acc[m][0] = _mm512_dpbf16_ps(acc[m][0], x, w0);
                 acc[m][1] = _mm512_dpbf16_ps(acc[m][1], x, w1);
             }
