@@ -255,7 +255,7 @@ fn bias(max: u8) -> u8 {
 /// Rows of weights in a tile of the 8-bit GEMM.
 const ROWS: usize = 12;
 
-/// AMX for bytes, in the 8-bit GEMM, both factors signed (an emulator that this was tested on gets unsigned by signed wrong): a group of 12 rows of weights × 16 or 32 rows of activations at a time. Scales come in as elsewhere.
+/// AMX for bytes, in the 8-bit GEMM, both factors signed: a group of 12 rows of weights × 16 or 32 rows of activations at a time. Scales come in as elsewhere.
 pub(super) struct AmxInt8;
 
 impl GemmIsa for AmxInt8 {

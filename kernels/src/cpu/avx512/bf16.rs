@@ -76,11 +76,11 @@ impl Bf16Isa for Avx512Bf16 {
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn round_row(x: &[f32], to: *mut u16) {
-        for (i, x) in x.as_chunks::<32>().0.iter().enumerate() {
-            // SAFETY: 32 floats in, 32 bf16 out. The second operand comes first in memory.
+        for (i, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            // SAFETY: 16 floats in, 16 bf16 out.
             unsafe {
-                let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
-                to.add(32 * i).cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
+                let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr()));
+                to.add(16 * i).cast::<__m256bh>().write_unaligned(rounded);
             }
         }
     }
