@@ -7,7 +7,7 @@
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
 //! | `gemm.rs`, `tile.rs`, `float.rs` | loops and tiles of the large matmuls, shared by the ISAs |
 //! | `pack.rs` | activations packed for them |
-//! | `scalar/`, `avx2/`, `avx512/` | the matmul kernels of an ISA, and nothing else |
+//! | `scalar/`, `avx2/`, `avx512/`, `neon/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
 //! | [`attention`] | online-softmax attention over the paged cache |
 //! | [`team`], [`topology`] | the worker threads and the cores that they live on |
@@ -26,6 +26,8 @@ mod isa;
 mod kernels;
 mod math;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 pub mod program;
 mod scalar;
