@@ -32,10 +32,12 @@ impl<'a> Run<'a> {
     fn my_rows(&self, span: &Span) -> Range<usize> {
         let num_rows = self.num_rows(self.code.buffers[span.buf.0].rows);
         // Rows that are packed lie side by side: whole cache lines of them, if that leaves work for others.
-        let tile = match num_rows {
-            0..=DECODE_ROWS => 1,
-            0..=PACK_ROWS => PACK_ROWS / 4,
-            _ => PACK_ROWS / 2,
+        let tile = if num_rows <= DECODE_ROWS {
+            1
+        } else if num_rows <= PACK_ROWS {
+            PACK_ROWS / 4
+        } else {
+            PACK_ROWS / 2
         };
         self.worker.share(num_rows, tile)
     }
