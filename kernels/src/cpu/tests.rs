@@ -242,7 +242,15 @@ fn matmul_q8_at_the_extremes() {
                     QuantType::Q2_K => 80..84,
                     QuantType::Q3_K => 108..110,
                     QuantType::Q6_K => 208..210,
-                    QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => 0..4,
+                    QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q8_1 | QuantType::Q4_K | QuantType::Q5_K => 0..4,
+                    QuantType::Q8_K => 0..4,
+                    QuantType::TQ1_0 => 52..54,
+                    QuantType::TQ2_0 => 64..66,
+                    // A quarter of d in each word.
+                    QuantType::IQ1_M => 48..56,
+                    QuantType::MXFP4 => 0..1,
+                    // Every byte is a number.
+                    QuantType::NVFP4 => 0..0,
                     _ => 0..2,
                 };
                 block[halves.clone()].copy_from_slice(&sane[halves]);

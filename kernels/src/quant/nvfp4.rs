@@ -15,7 +15,7 @@ pub struct BlockNvfp4 {
 }
 
 /// Half the value of each scale: for doubled values. 0x7f is a NaN that ggml reads as zero; with the ignored bit set it reads as a number.
-pub(crate) const HALF_SCALES: [f32; 256] = {
+pub(crate) static HALF_SCALES: [f32; 256] = {
     let mut out = [0.0; 256];
     let mut i = 0;
     while i < 256 {

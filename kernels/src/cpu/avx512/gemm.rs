@@ -7,11 +7,7 @@
 use core::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::{
-    dot::Dot,
-    formats::{self, Format},
-    pack::pack_chunks,
-};
+use super::{dot::Dot, pack::pack_chunks};
 use crate::{
     cpu::{
         gemm::{GemmIsa, GemmTile},
@@ -19,7 +15,7 @@ use crate::{
         pack::CodePanel,
         scalar::unreachable_float,
     },
-    quant::{Block, GroupKind, QuantType},
+    quant::{Block, GroupKind, with_block},
 };
 
 /// The GEMM with one of the dot products.
@@ -35,24 +31,16 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         num_elements: usize,
         panel: &mut CodePanel,
     ) {
-        macro_rules! by_format {
-            ($($dtype:ident $format:ident,)*) => {
-                match B::TYPE {
-                    $(QuantType::$dtype => {
-                        debug_assert!(size_of::<B>() == formats::$format::BYTES && B::LEN == formats::$format::LEN);
-                        let (first, num_rows) = (rows.as_ptr().cast(), rows.len() / blocks_per_row);
-                        pack_chunks::<formats::$format>(first, num_rows, blocks_per_row, from, num_elements, panel);
-                    })*
-                    other => unreachable_float(other),
-                }
-            };
-        }
-        // SAFETY: the caller's promises, passed on; `rows` holds whole rows.
+        // SAFETY: the caller's promises, passed on; `rows` holds whole rows. F is B.
         unsafe {
-            by_format! {
-                Q4_0 Q4_0, Q4_1 Q4_1, Q5_0 Q5_0, Q5_1 Q5_1, Q8_0 Q8_0, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K,
-                Q2_K Q2K, Q3_K Q3K, IQ4_NL Iq4Nl, IQ4_XS Iq4Xs,
-            }
+            with_block!(
+                B::TYPE,
+                |F| {
+                    let (first, num_rows) = (rows.as_ptr().cast(), rows.len() / blocks_per_row);
+                    pack_chunks::<F>(first, num_rows, blocks_per_row, from, num_elements, panel);
+                },
+                unreachable_float(B::TYPE)
+            );
         }
     }
 
