@@ -114,6 +114,9 @@ struct ActSlot {
     q: usize,
     d: usize,
     sums: usize,
+    /// Offsets of the packed rows in their arenas of values and scales.
+    packed_q: usize,
+    packed_d: usize,
 }
 
 struct CacheSlot {
@@ -140,6 +143,9 @@ struct Memory {
     act_q: Region<i8>,
     act_d: Region<f32>,
     act_sums: Region<i16>,
+    /// The same packed, in steps of many rows.
+    packed_q: Region<i8>,
+    packed_d: Region<f32>,
     kv: KvMemory,
     scratch: Vec<Region<WorkerScratch>>,
     /// Per block: the step that wrote it last, to refuse a block that is written twice in one.
