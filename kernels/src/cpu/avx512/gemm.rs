@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use super::{
     dot::Dot,
-    formats::{self, Format, Mins},
+    formats::{Format, Mins},
 };
 use crate::{
     cpu::{
@@ -17,7 +17,7 @@ use crate::{
         scalar::unreachable_float,
         tile::{self, Tile, TileLanes},
     },
-    quant::{Block, GroupKind, QuantType},
+    quant::{Block, GroupKind, with_block},
 };
 
 /// The GEMM with one of the dot products.
@@ -28,24 +28,8 @@ impl<D: Dot> GemmIsa for Gemm<D> {
     const TILE_COLS: [usize; 2] = [12, 6];
 
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
-        macro_rules! by_format {
-            ($($dtype:ident $format:ident,)*) => {
-                match B::TYPE {
-                    $(QuantType::$dtype => {
-                        debug_assert!(size_of::<B>() == formats::$format::BYTES && B::LEN == formats::$format::LEN);
-                        unpack::<B, formats::$format>(from, to);
-                    })*
-                    other => unreachable_float(other),
-                }
-            };
-        }
-        // SAFETY: the caller's promises, passed on.
-        unsafe {
-            by_format! {
-                Q4_0 Q4_0, Q4_1 Q4_1, Q5_0 Q5_0, Q5_1 Q5_1, Q8_0 Q8_0, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K,
-                Q2_K Q2K, Q3_K Q3K, IQ4_NL Iq4Nl, IQ4_XS Iq4Xs,
-            }
-        }
+        // SAFETY: the caller's promises, passed on. F is B.
+        unsafe { with_block!(B::TYPE, |F| unpack::<B, F>(from, to), unreachable_float(B::TYPE)) }
     }
 
     unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
