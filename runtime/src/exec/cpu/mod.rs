@@ -57,7 +57,8 @@ impl CpuExecutor {
     pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
         let limits = super::limits(plan, options)?;
         // Exact means that activations aren't rounded to bf16 either.
-        let kernels = if options.activations == crate::exec::Activations::F32 { kernels.without_bf16() } else { kernels };
+        let kernels =
+            if options.activations == crate::exec::Activations::F32 { kernels.without_bf16() } else { kernels };
         let workers = options.threads.unwrap_or_else(topology::default_workers);
         let kv = match options.kv_dtype {
             KvDtype::F16 => KvElement::F16,
