@@ -226,6 +226,7 @@ pub(super) unsafe fn compute<
 /// A number that the compiler knows nothing about. A loop of so many rounds stays a loop. Unrolled, all its loads move to the front,
 /// registers run out and sums go to memory and back: 8% slower with AVX-512 VNNI (2026-11). The loop written in assembly
 /// without any spill was no faster than this.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn opaque(mut x: usize) -> usize {
     // SAFETY: no instruction at all.
