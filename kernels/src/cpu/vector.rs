@@ -147,7 +147,7 @@ impl VectorKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::AvxVnni => avx2::table(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni => avx512::table(),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => avx512::table(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::NeonDotprod => neon::table(),
             _ => None,

@@ -30,6 +30,7 @@ pub(crate) use block::dequantize_row as dequantize_blocks;
 pub use block::{Block, GroupKind};
 pub use float::f16_to_f32;
 pub use iq4_nl::BlockIq4Nl;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use iq4_nl::LEVELS as IQ4_LEVELS;
 pub use iq4_xs::BlockIq4Xs;
 pub use q2_k::BlockQ2K;

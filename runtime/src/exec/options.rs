@@ -12,13 +12,14 @@ pub enum Backend {
     Candle,
 }
 
-/// Arithmetic of matmuls with quantised weights on the cpu executor.
+/// Arithmetic of matmuls on the cpu executor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// Activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible.
+    /// On quantised weights activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible. Many
+    /// rows on bf16 weights are rounded to bf16 where the CPU multiplies that.
     #[default]
     Q8,
-    /// f32 activations on dequantised weights: slower, exact.
+    /// f32 activations on the exact values of the weights: slower.
     F32,
 }
 

@@ -319,7 +319,7 @@ impl<'a> Run<'a> {
                 unsafe {
                     let x = self.memory.arena.slice(start..end);
                     let scratch = &mut self.scratch.matmul;
-                    self.code.kernels.matmul_f32(
+                    self.code.kernels.matmul_rounded(
                         &weight,
                         columns.clone(),
                         x,

@@ -10,7 +10,7 @@ use shimmy_kernels::cpu::{CpuKernels, topology};
 
 use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, StepBatch};
-use crate::exec::options::{ExecOptions, KvDtype};
+use crate::exec::options::{Activations, ExecOptions, KvDtype};
 use crate::exec::{Executor, Limits, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 use crate::plan::rope::fill_cos_sin;
@@ -56,6 +56,8 @@ impl CpuExecutor {
     /// As [`Self::new`].
     pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
         let limits = super::limits(plan, options)?;
+        // Exact means that activations aren't rounded to bf16 either.
+        let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
         let workers = options.threads.unwrap_or_else(topology::default_workers);
         let kv = match options.kv_dtype {
             KvDtype::F16 => KvElement::F16,
