@@ -270,7 +270,7 @@ fn attention_tiles_match_plain_softmax() {
                 let mut scratch = TileScratch::new(k_dim.max(v_dim));
                 // Every size of a group of queries, and several groups.
                 for count in (1..=13).chain([23, TILE_QUERIES - 1, TILE_QUERIES]) {
-                    for shift in 0..RANGES.len() {
+                    for shift in (count % 2..RANGES.len()).step_by(2) {
                         let tile: Vec<_> = (0..count)
                             .map(|n| (&queries[n * k_dim..][..k_dim], RANGES[(n + shift) % RANGES.len()].clone()))
                             .collect();
