@@ -205,6 +205,15 @@ fn bench_measures_and_says_so_in_json() {
         assert_eq!(values.len(), 2, "{kind}");
         assert!(values.iter().all(|value| value.as_f64().unwrap() > 0.0), "{kind}");
     }
+    let together = ["--prompt", "0", "--generate", "4", "--depth", "40", "--parallel", "3", "--repeat", "1", "--json"];
+    let ended = run(["bench", model].into_iter().chain(together));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let three: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(three["decode_tokens_per_s"][0].as_f64().unwrap() > 0.0);
+    // Three rows a step read the weights once, and take three times the arithmetic.
+    assert_eq!(three["cost"]["decode_weight_bytes"], result["cost"]["decode_weight_bytes"]);
+    let adds = |of: &Value| of["cost"]["decode_multiply_adds"]["int8"].as_u64().unwrap();
+    assert_eq!(adds(&three), 3 * adds(&result));
     assert_eq!(run(["bench"]).code, Some(2));
     assert_eq!(run(["bench", model, "--ctx", "64", "--prompt", "100"]).code, Some(2));
 }

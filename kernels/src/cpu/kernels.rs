@@ -41,10 +41,16 @@ impl CpuKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(super::avx2::KERNELS),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Some(super::avx2::VNNI),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some(super::avx512::BASE),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Some(super::avx512::VNNI),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(super::neon::BASE),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some(super::neon::DOTPROD),
+            // Levels of other kinds of CPUs, which aren't available here.
             _ => None,
         }
     }

@@ -6,7 +6,7 @@
 //! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
 //! | `gemm.rs`, `float.rs`, `pack.rs` | loops of the large matmuls and panels of weights, shared by the ISAs |
-//! | `scalar/`, `avx2/`, `avx512/` | the matmul kernels of an ISA, and nothing else |
+//! | `scalar/`, `avx2/`, `avx512/`, `neon/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
 //! | [`attention`], [`kv`] | online-softmax attention over the paged cache, and the cache's element types |
 //! | [`team`], [`topology`] | the worker threads and the cores that they live on |
@@ -26,6 +26,8 @@ mod kernels;
 pub mod kv;
 mod math;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 pub mod program;
 mod scalar;

@@ -24,6 +24,11 @@ fn all_kernels() -> Vec<CpuKernels> {
             }
         }
     }
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx2.is_available() && !Isa::AvxVnni.is_available() {
+        eprintln!("avxvnni is tested with its one instruction emulated");
+        found.push(avx2::EMULATED_VNNI);
+    }
     found
 }
 

@@ -124,6 +124,13 @@ entry_points!(
     super::super::simd::Avx512Lanes::detect(),
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 );
+#[cfg(target_arch = "aarch64")]
+entry_points!(
+    neon,
+    super::super::neon::lanes::NeonLanes,
+    super::super::neon::lanes::NeonLanes::detect(),
+    #[target_feature(enable = "neon")]
+);
 
 /// A length that a caller got wrong is a bug in this crate: stop before memory is touched.
 macro_rules! same_length {
@@ -138,10 +145,11 @@ impl VectorKernels {
         let table = match isa {
             Isa::Scalar => None,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::table(),
+            Isa::Avx2 | Isa::AvxVnni => avx2::table(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vnni => avx512::table(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod => neon::table(),
             _ => None,
         };
         #[expect(clippy::expect_used, reason = "plain Rust needs no CPU feature")]

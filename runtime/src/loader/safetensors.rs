@@ -215,14 +215,15 @@ fn explain(error: &SafeTensorError, file: &[u8]) -> String {
     match error {
         SafeTensorError::HeaderTooSmall | SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
             format!(
-                "its header should have {claimed} bytes, but the file has {}: it is truncated or damaged",
+                "its header should have {claimed} bytes, but the file has {}: it is truncated or damaged, \
+                 download it again",
                 file.len()
             )
         }
         SafeTensorError::MetadataIncompleteBuffer => {
-            "its tensors don't end where the file ends: it is truncated or damaged".into()
+            "its tensors don't end where the file ends: it is truncated or damaged, download it again".into()
         }
-        error => format!("its header is damaged: {error}"),
+        error => format!("its header is damaged, download it again: {error}"),
     }
 }
 

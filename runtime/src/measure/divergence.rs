@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::exec::{Executor, OutputRows, StepBatch};
 use crate::kv::BLOCK_TOKENS;
+use crate::sample::math::argmax;
 
 /// Over the positions of a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,7 +50,7 @@ pub fn compare(
             total.max_kl = total.max_kl.max(kl);
             let differences = p.iter().zip(q).map(|(p, q)| f64::from((p - q).abs()));
             total.max_logit_difference = differences.fold(total.max_logit_difference, f64::max);
-            total.same_top_token += f64::from(u8::from(top(p) == top(q)));
+            total.same_top_token += f64::from(u8::from(argmax(p)?.0 == argmax(q)?.0));
             total.positions += 1;
         }
     }
@@ -73,11 +74,6 @@ fn kl(p: &[f32], q: &[f32]) -> f64 {
     p.iter().zip(q).map(term).sum::<f64>().max(0.0)
 }
 
-/// The lowest index of the largest value.
-fn top(row: &[f32]) -> usize {
-    row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best }).0
-}
-
 /// Continues `prompt` by always taking the most probable token.
 ///
 /// # Errors
@@ -97,7 +93,7 @@ pub fn greedy(executor: &mut dyn Executor, prompt: &[u32], num_tokens: usize) ->
         computed = to;
         let step = executor.step(&batch)?;
         if step.num_rows == 1 {
-            known.push(top(step.row(0)) as u32);
+            known.push(argmax(step.row(0))?.0);
         }
     }
     Ok(known.split_off(prompt.len()))
@@ -115,6 +111,5 @@ mod tests {
         // Bernoulli(1/2) against Bernoulli(1/4): ½ ln 2 + ½ ln (2/3).
         let expected = 0.5 * 2f64.ln() + 0.5 * (2f64 / 3.0).ln();
         assert!((kl(&[0.0, 0.0], &[0.0, 3f32.ln()]) - expected).abs() < 1e-7);
-        assert_eq!(top(&[1.0, 5.0, 5.0]), 1);
     }
 }

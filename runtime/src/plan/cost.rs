@@ -68,18 +68,30 @@ impl std::iter::Sum for Cost {
     }
 }
 
+/// Multiply-adds of products with weights, by the arithmetic that the weights' type allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MultiplyAdds {
+    /// With quantised weights.
+    pub int8: u64,
+    /// With float weights.
+    pub float: u64,
+}
+
 const F32_BYTES: u64 = 4;
 
 impl Plan {
+    /// Elements of these columns in a step.
+    fn elements(&self, columns: Columns, load: &Workload) -> u64 {
+        let rows = match self.buffers[columns.buffer.0].rows {
+            Rows::Tokens => load.num_tokens,
+            Rows::Outputs => load.num_outputs,
+        };
+        rows as u64 * columns.width as u64
+    }
+
     /// Bytes and FLOPs of one op of this plan.
     pub fn cost(&self, op: &Op, load: &Workload) -> Cost {
-        let elements = |columns: Columns| {
-            let rows = match self.buffers[columns.buffer.0].rows {
-                Rows::Tokens => load.num_tokens,
-                Rows::Outputs => load.num_outputs,
-            };
-            rows as u64 * columns.width as u64
-        };
+        let elements = |columns: Columns| self.elements(columns, load);
         let weight = |id: WeightId| self.weights[id.0].view.data.len() as u64;
         let simple = |inputs: &[Columns], out: Columns, weights: u64, flops_an_element: u64| Cost {
             weight_bytes: weights,
@@ -135,6 +147,18 @@ impl Plan {
                 Cost { activation_bytes: 2 * F32_BYTES * out, ..Cost::default() }
             }
         }
+    }
+
+    /// Multiply-adds of a step's products with weights: the arithmetic of a prompt, but for attention.
+    pub fn multiply_adds(&self, load: &Workload) -> MultiplyAdds {
+        let mut total = MultiplyAdds::default();
+        for op in &self.ops {
+            let Op::Linear { x, weight, out, .. } = op else { continue };
+            let float = self.weights[weight.0].view.dtype.is_float();
+            let count = if float { &mut total.float } else { &mut total.int8 };
+            *count += self.elements(*out, load) * x.width as u64;
+        }
+        total
     }
 
     /// Bytes and FLOPs of a whole step.

@@ -3,7 +3,7 @@
 //!
 //! A template comes with the model, from anywhere. It can reach nothing but its arguments, and it can't take the
 //! process with it: instructions, recursion and the text that it makes are bounded (see [`MAX_INSTRUCTIONS`] and
-//! `python::Budget`).
+//! `python::budget`).
 
 use std::sync::Arc;
 

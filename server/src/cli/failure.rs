@@ -51,7 +51,6 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::ModelNotFound { .. } => {
             Some("`shimmy list` shows the models of this machine; a path to a file works too")
         }
-        Error::Format { .. } => Some("the file is damaged or not complete: download it again"),
         Error::OutOfMemory(_) => Some("a smaller context (--ctx) or a smaller model needs less"),
         _ => None,
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::{
     act::prepare_starts,
+    dot::Dot,
     formats::{self, Format, offset},
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// One matmul.
-struct DecodeJob {
+pub(super) struct DecodeJob {
     w: *const u8,
     row_bytes: usize,
     k: usize,
@@ -33,28 +34,12 @@ struct DecodeJob {
     out_stride: usize,
 }
 
-/// Eight sums of four products of codes and x. Unsigned codes are at most 63 here: 2 · 63 · 127 = 16002 < 2^15, so `vpmaddubsw`
-/// doesn't saturate. Signed ones give their sign to x, which is never −128: 2 · 128 · 127 = 32512 < 2^15.
-#[inline(always)]
-unsafe fn dot<F: Format>(codes: __m256i, x: __m256i) -> __m256i {
-    const { assert!(F::SIGNED || F::Block::MAX_CODE <= 63) };
-    // SAFETY: value-only.
-    unsafe {
-        let pairs = if F::SIGNED {
-            _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
-        } else {
-            _mm256_maddubs_epi16(codes, x)
-        };
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-    }
-}
-
 /// Rows `row ..+ R` against all `M` rows of activations.
 ///
 /// # Safety
-/// The job's pointers must be valid for its shapes; `R` rows from `row` on must exist; the CPU must have AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
+/// The job's pointers must be valid for its shapes; `R` rows from `row` on must exist; the CPU must have the features of `D`.
+#[inline(always)]
+pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
     let (block_len, block_bytes) = (F::Block::LEN, size_of::<F::Block>());
     let has_mins = matches!(F::Block::KIND, GroupKind::Min);
     let groups = job.k / ACT_GROUP;
@@ -80,11 +65,12 @@ unsafe fn tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: 
                     let x = _mm256_loadu_si256(job.q.add(m * job.k + group * 32).cast());
                     let d = *job.d.add(m * groups + group);
                     for r in 0..R {
-                        let mut dots = dot::<F>(codes[r], x);
-                        if offset::<F>().is_some() {
-                            let starts = job.starts.add(m * job.k / 4 + group * 8);
-                            dots = _mm256_add_epi32(dots, _mm256_loadu_si256(starts.cast()));
-                        }
+                        let start = if offset::<F>().is_some() {
+                            _mm256_loadu_si256(job.starts.add(m * job.k / 4 + group * 8).cast())
+                        } else {
+                            _mm256_setzero_si256()
+                        };
+                        let dots = D::dot::<F>(start, codes[r], x);
                         let scale = if F::Block::GROUP == SUM_GROUP {
                             let (low, high) = (scales[r][2 * i] * d, scales[r][2 * i + 1] * d);
                             _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low))
@@ -125,8 +111,8 @@ pub(super) unsafe fn sum(x: __m256) -> f32 {
 /// At most [`crate::cpu::DECODE_ROWS`] rows of activations.
 ///
 /// # Safety
-/// As `CpuKernels::matmul_q8`; the CPU must have AVX2, FMA and F16C.
-pub(super) unsafe fn matmul(
+/// As `CpuKernels::matmul_q8`; the CPU must have the features of `D`.
+pub(super) unsafe fn matmul<D: Dot>(
     w: &MatrixRef,
     rows: Range<usize>,
     acts: &ActRows,
@@ -137,24 +123,24 @@ pub(super) unsafe fn matmul(
     // SAFETY: the caller's promises, passed on.
     unsafe {
         match w.dtype() {
-            QuantType::Q4_0 => typed::<formats::Q4_0>(w, rows, acts, out, stride, scratch),
-            QuantType::Q4_1 => typed::<formats::Q4_1>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_0 => typed::<formats::Q5_0>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_1 => typed::<formats::Q5_1>(w, rows, acts, out, stride, scratch),
-            QuantType::Q8_0 => typed::<formats::Q8_0>(w, rows, acts, out, stride, scratch),
-            QuantType::Q4_K => typed::<formats::Q4K>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_K => typed::<formats::Q5K>(w, rows, acts, out, stride, scratch),
-            QuantType::Q6_K => typed::<formats::Q6K>(w, rows, acts, out, stride, scratch),
-            QuantType::Q2_K => typed::<formats::Q2K>(w, rows, acts, out, stride, scratch),
-            QuantType::Q3_K => typed::<formats::Q3K>(w, rows, acts, out, stride, scratch),
-            QuantType::IQ4_NL => typed::<formats::Iq4Nl>(w, rows, acts, out, stride, scratch),
-            QuantType::IQ4_XS => typed::<formats::Iq4Xs>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_0 => typed::<formats::Q4_0, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_1 => typed::<formats::Q4_1, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_0 => typed::<formats::Q5_0, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_1 => typed::<formats::Q5_1, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q8_0 => typed::<formats::Q8_0, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q4_K => typed::<formats::Q4K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q5_K => typed::<formats::Q5K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q6_K => typed::<formats::Q6K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q2_K => typed::<formats::Q2K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::Q3_K => typed::<formats::Q3K, D>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_NL => typed::<formats::Iq4Nl, D>(w, rows, acts, out, stride, scratch),
+            QuantType::IQ4_XS => typed::<formats::Iq4Xs, D>(w, rows, acts, out, stride, scratch),
             other => unreachable_float(other),
         }
     }
 }
 
-unsafe fn typed<F: Format>(
+unsafe fn typed<F: Format, D: Dot>(
     w: &MatrixRef,
     rows: Range<usize>,
     acts: &ActRows,
@@ -190,28 +176,28 @@ unsafe fn typed<F: Format>(
     unsafe {
         match acts.num_rows {
             0 => {}
-            1 => tiles::<F, 4, 1>(&job, rows),
-            2 => tiles::<F, 2, 2>(&job, rows),
-            3 => tiles::<F, 2, 3>(&job, rows),
-            4 => tiles::<F, 2, 4>(&job, rows),
-            5 => tiles::<F, 1, 5>(&job, rows),
-            6 => tiles::<F, 1, 6>(&job, rows),
-            7 => tiles::<F, 1, 7>(&job, rows),
-            _ => tiles::<F, 1, 8>(&job, rows),
+            1 => tiles::<F, D, 4, 1>(&job, rows),
+            2 => tiles::<F, D, 2, 2>(&job, rows),
+            3 => tiles::<F, D, 2, 3>(&job, rows),
+            4 => tiles::<F, D, 2, 4>(&job, rows),
+            5 => tiles::<F, D, 1, 5>(&job, rows),
+            6 => tiles::<F, D, 1, 6>(&job, rows),
+            7 => tiles::<F, D, 1, 7>(&job, rows),
+            _ => tiles::<F, D, 1, 8>(&job, rows),
         }
     }
 }
 
-unsafe fn tiles<F: Format, const R: usize, const M: usize>(job: &DecodeJob, rows: Range<usize>) {
+unsafe fn tiles<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, rows: Range<usize>) {
     let mut row = rows.start;
     // SAFETY: the caller's job; rows stay inside its range.
     unsafe {
         while row + R <= rows.end {
-            tile::<F, R, M>(job, row);
+            D::decode_tile::<F, R, M>(job, row);
             row += R;
         }
         while row < rows.end {
-            tile::<F, 1, M>(job, row);
+            D::decode_tile::<F, 1, M>(job, row);
             row += 1;
         }
     }

@@ -1,7 +1,8 @@
-//! AVX2 kernels.
+//! AVX2 kernels, with and without AVX-VNNI.
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | `dot.rs` | [`Dot`]: the 8-bit dot product, as one VNNI instruction or as two of AVX2 |
 //! | `formats.rs` | [`Format`]: how a block becomes registers |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
 //! | `gemm.rs` | many rows: the tile of the 8-bit GEMM, and the transpose for panels |
@@ -15,11 +16,14 @@
 
 pub(super) mod act;
 mod decode;
+mod dot;
 mod float;
 mod formats;
 mod gemm;
 
 use std::ops::Range;
+
+use dot::{Dot, Maddubs, Vnni};
 
 use super::{
     CpuKernels, DECODE_ROWS, Isa, float as float_loops,
@@ -31,20 +35,28 @@ use super::{
 /// The ISA, for the shared loops.
 pub(super) struct Avx2;
 
-/// The table.
+/// The table for CPUs without AVX-VNNI.
 pub(super) const KERNELS: CpuKernels = CpuKernels {
     isa: Isa::Avx2,
     quantize_act_row: act::quantize_act_row,
-    matmul_q8,
+    matmul_q8: matmul_q8::<Maddubs>,
     matmul_f32: float_loops::matmul::<Avx2>,
     dequantize_row: Avx2::dequantize_row,
 };
 
+/// The table for CPUs with it.
+pub(super) const VNNI: CpuKernels = CpuKernels { isa: Isa::AvxVnni, matmul_q8: matmul_q8::<Vnni>, ..KERNELS };
+
+/// [`VNNI`] for CPUs without it.
+#[cfg(test)]
+pub(super) const EMULATED_VNNI: CpuKernels =
+    CpuKernels { isa: Isa::AvxVnni, matmul_q8: matmul_q8::<dot::EmulatedVnni>, ..KERNELS };
+
 /// See `CpuKernels::matmul_q8`.
 ///
 /// # Safety
-/// As there, and the CPU must have AVX2, FMA and F16C.
-unsafe fn matmul_q8(
+/// As there, and the CPU must have the features of `D`.
+unsafe fn matmul_q8<D: Dot>(
     w: &MatrixRef,
     rows: Range<usize>,
     acts: &ActRows,
@@ -55,7 +67,7 @@ unsafe fn matmul_q8(
     // SAFETY: the caller's promises, passed on.
     unsafe {
         if acts.num_rows <= DECODE_ROWS {
-            decode::matmul(w, rows, acts, out, stride, scratch);
+            decode::matmul::<D>(w, rows, acts, out, stride, scratch);
         } else {
             gemm_loops::matmul::<Avx2>(w, rows, acts, out, stride, scratch);
         }

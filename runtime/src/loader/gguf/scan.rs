@@ -170,7 +170,8 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize, what: impl FnOnce() -> String) -> Result<&'a [u8], String> {
         if count > self.remaining() {
             return Err(format!(
-                "{} needs {count} bytes at byte {}, but the file ends at byte {}: it is truncated or damaged",
+                "{} needs {count} bytes at byte {}, but the file ends at byte {}: it is truncated or damaged, \
+                 download it again",
                 what(),
                 self.at,
                 self.bytes.len()
@@ -203,7 +204,7 @@ impl<'a> Cursor<'a> {
             Ok(count) if count <= most => Ok(count),
             _ => Err(format!(
                 "{} is {claimed}, but the {} bytes that remain in the file hold at most {most}: it is truncated or \
-                 damaged",
+                 damaged, download it again",
                 what(),
                 self.remaining()
             )),
@@ -439,7 +440,7 @@ fn place_tensors(
             _ => {
                 return Err(format!(
                     "tensor {} ({}, {len} bytes at offset {offset}) ends beyond the file, whose tensor data has {} \
-                     bytes: the file is truncated or damaged",
+                     bytes: the file is truncated or damaged, download it again",
                     shown(name),
                     dtype.name(),
                     file_bytes.saturating_sub(data_at)

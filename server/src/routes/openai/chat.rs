@@ -12,7 +12,7 @@ use super::fields::Fields;
 use super::generate::{Begun, add_ignored, begin};
 use super::messages;
 use super::sampling::{Generation, take_max_tokens};
-use super::types::{Answer, Done, Head, Timings, TokenReport, chat_logprobs, finish_reason};
+use super::types::{Answer, Done, Head, StreamUsage, TokenReport, chat_logprobs, finish_reason};
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::routes::{read_body, resource};
@@ -31,7 +31,7 @@ pub struct ChatRequest {
     messages: Value,
     template_kwargs: Map<String, Value>,
     stream: bool,
-    include_usage: bool,
+    usage: StreamUsage,
     max_tokens: Option<usize>,
     logprobs: Option<usize>,
     generation: Generation,
@@ -40,10 +40,19 @@ pub struct ChatRequest {
 
 /// `stream_options` of both completions.
 #[derive(Debug, Default, Deserialize)]
-pub struct StreamOptions {
+struct StreamOptions {
     /// Send a last chunk with usage and no choices.
     #[serde(default)]
-    pub include_usage: bool,
+    include_usage: bool,
+}
+
+/// What `stream_options` asks for.
+///
+/// # Errors
+/// 400 that names the field.
+pub fn stream_usage(fields: &mut Fields) -> Result<StreamUsage, ApiError> {
+    let options = fields.take::<StreamOptions>("stream_options")?.unwrap_or_default();
+    Ok(if options.include_usage { StreamUsage::Last } else { StreamUsage::None })
 }
 
 /// Refuses what both completions refuse.
@@ -100,7 +109,7 @@ impl ChatRequest {
             messages,
             template_kwargs,
             stream: fields.take("stream")?.unwrap_or(false),
-            include_usage: fields.take::<StreamOptions>("stream_options")?.unwrap_or_default().include_usage,
+            usage: stream_usage(&mut fields)?,
             max_tokens: max_tokens(&mut fields)?,
             logprobs: logprobs(&mut fields)?,
             generation: Generation::take(&mut fields)?,
@@ -148,17 +157,8 @@ async fn chat(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
-    let ChatRequest {
-        model,
-        messages,
-        template_kwargs,
-        stream,
-        include_usage,
-        max_tokens,
-        logprobs,
-        generation,
-        ignored,
-    } = ChatRequest::parse(&body)?;
+    let ChatRequest { model, messages, template_kwargs, stream, usage, max_tokens, logprobs, generation, ignored } =
+        ChatRequest::parse(&body)?;
     let begun = begin(state, model, move |model| {
         let prompt = model.encode_chat(&messages, &template_kwargs)?;
         Ok(generation.into_request(prompt, &model.defaults, max_tokens, logprobs))
@@ -168,7 +168,7 @@ async fn chat(
     add_ignored(&mut response, ignored);
     if stream {
         let head = Head::new("chatcmpl", "chat.completion.chunk", &begun.model.name);
-        let encoder = Chunks { head, include_usage, logprobs: logprobs.is_some(), model: begun.model };
+        let encoder = Chunks { head, usage, logprobs: logprobs.is_some(), model: begun.model };
         return Ok(sse::respond(response, begun.generation, begun.running, encoder));
     }
     let Begun { model, generation, running: _running } = begun;
@@ -180,14 +180,7 @@ async fn chat(
         logprobs: logprobs.map(|_| chat_logprobs(&model.tokenizer, &answer.logprobs)),
         finish_reason: finish_reason(answer.reason),
     };
-    let body = Answer {
-        head: &head,
-        choices: vec![choice],
-        usage: Some(Some(answer.usage.into())),
-        timings: Some(Timings::new(&answer.timings, &answer.usage)),
-        seed: Some(answer.seed),
-    };
-    Ok(response.content_type("application/json").body(body.to_json()))
+    Ok(response.content_type("application/json").body(Answer::whole(&head, choice, &answer).to_json()))
 }
 
 #[derive(Serialize)]
@@ -224,7 +217,7 @@ struct Delta<'a> {
 /// The chunks of a streamed chat.
 struct Chunks {
     head: Head,
-    include_usage: bool,
+    usage: StreamUsage,
     logprobs: bool,
     model: Arc<LoadedModel>,
 }
@@ -233,14 +226,7 @@ impl Chunks {
     fn chunk(&self, delta: Delta<'_>, logprobs: Option<Value>, done: Option<&Done>) -> Vec<u8> {
         let finish_reason = done.map(|done| finish_reason(done.reason));
         let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason };
-        Answer {
-            head: &self.head,
-            choices: vec![choice],
-            usage: self.include_usage.then_some(None),
-            timings: done.map(|done| Timings::new(&done.timings, &done.usage)),
-            seed: done.map(|done| done.seed),
-        }
-        .to_json()
+        Answer::chunk(&self.head, choice, self.usage, done).to_json()
     }
 }
 
@@ -256,11 +242,8 @@ impl sse::Encoder for Chunks {
 
     fn done(&mut self, done: &Done) -> Vec<Vec<u8>> {
         let mut chunks = vec![self.chunk(Delta { role: None, content: None }, None, Some(done))];
-        if self.include_usage {
-            let usage = Some(Some(done.usage.into()));
-            let chunk: Answer<'_, ChunkChoice<'_>> =
-                Answer { head: &self.head, choices: vec![], usage, timings: None, seed: None };
-            chunks.push(chunk.to_json());
+        if self.usage == StreamUsage::Last {
+            chunks.push(Answer::<ChunkChoice<'_>>::usage_only(&self.head, done.usage).to_json());
         }
         chunks
     }
@@ -280,7 +263,7 @@ mod tests {
     fn defaults() {
         let request = parse(json!({"model": "m"})).unwrap();
         assert_eq!(request.model.as_deref(), Some("m"));
-        assert!(!request.stream && !request.include_usage);
+        assert!(!request.stream && request.usage == StreamUsage::None);
         assert_eq!((request.max_tokens, request.logprobs, request.ignored), (None, None, None));
     }
 
@@ -293,7 +276,7 @@ mod tests {
             "user": "ann", "metadata": {"a": "b"}, "whatever": 1,
         }))
         .unwrap();
-        assert!(request.stream && request.include_usage);
+        assert!(request.stream && request.usage == StreamUsage::Last);
         assert_eq!((request.max_tokens, request.logprobs), (Some(9), Some(3)));
         assert_eq!(request.template_kwargs["enable_thinking"], json!(false));
         assert_eq!(request.ignored.as_deref(), Some("user, metadata, whatever"));

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shimmy_runtime::models::LoadedModel;
 
-use super::chat::{StreamOptions, refuse_common};
+use super::chat::{refuse_common, stream_usage};
 use super::fields::Fields;
 use super::generate::{Begun, add_ignored, begin};
 use super::sampling::{Generation, take_max_tokens};
-use super::types::{Answer, Done, Head, Timings, TokenReport, completion_logprobs, finish_reason};
+use super::types::{Answer, Done, Head, StreamUsage, TokenReport, completion_logprobs, finish_reason};
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::routes::{read_body, resource};
@@ -39,7 +39,7 @@ pub struct CompletionRequest {
     model: Option<String>,
     prompt: Prompt,
     stream: bool,
-    include_usage: bool,
+    usage: StreamUsage,
     max_tokens: usize,
     logprobs: Option<usize>,
     generation: Generation,
@@ -65,7 +65,7 @@ impl CompletionRequest {
             model: fields.take("model")?,
             prompt: prompt(&mut fields)?,
             stream: fields.take("stream")?.unwrap_or(false),
-            include_usage: fields.take::<StreamOptions>("stream_options")?.unwrap_or_default().include_usage,
+            usage: stream_usage(&mut fields)?,
             max_tokens: take_max_tokens(&mut fields, "max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS),
             logprobs,
             generation: Generation::take(&mut fields)?,
@@ -126,7 +126,7 @@ async fn complete(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
-    let CompletionRequest { model, prompt, stream, include_usage, max_tokens, logprobs, generation, ignored } =
+    let CompletionRequest { model, prompt, stream, usage, max_tokens, logprobs, generation, ignored } =
         CompletionRequest::parse(&body)?;
     let begun = begin(state, model, move |model| {
         let prompt = encode(&prompt, model)?;
@@ -138,7 +138,7 @@ async fn complete(
     let head = Head::new("cmpl", "text_completion", &begun.model.name);
     if stream {
         let model = logprobs.map(|_| begun.model);
-        let encoder = Chunks { head, include_usage, model, offset: 0 };
+        let encoder = Chunks { head, usage, model, offset: 0 };
         return Ok(sse::respond(response, begun.generation, begun.running, encoder));
     }
     let Begun { model, generation, running: _running } = begun;
@@ -149,14 +149,7 @@ async fn complete(
         logprobs: logprobs.map(|_| completion_logprobs(&model.tokenizer, &answer.logprobs, &mut 0)),
         finish_reason: Some(finish_reason(answer.reason)),
     };
-    let body = Answer {
-        head: &head,
-        choices: vec![choice],
-        usage: Some(Some(answer.usage.into())),
-        timings: Some(Timings::new(&answer.timings, &answer.usage)),
-        seed: Some(answer.seed),
-    };
-    Ok(response.content_type("application/json").body(body.to_json()))
+    Ok(response.content_type("application/json").body(Answer::whole(&head, choice, &answer).to_json()))
 }
 
 #[derive(Serialize)]
@@ -170,7 +163,7 @@ struct Choice<'a> {
 /// The chunks of a streamed completion.
 struct Chunks {
     head: Head,
-    include_usage: bool,
+    usage: StreamUsage,
     /// Whose tokens to spell, if log-probabilities were asked for.
     model: Option<Arc<LoadedModel>>,
     /// Characters sent so far.
@@ -180,14 +173,8 @@ struct Chunks {
 impl Chunks {
     fn chunk(&self, text: &str, logprobs: Option<Value>, done: Option<&Done>) -> Vec<u8> {
         let finish_reason = done.map(|done| finish_reason(done.reason));
-        Answer {
-            head: &self.head,
-            choices: vec![Choice { index: 0, text, logprobs, finish_reason }],
-            usage: self.include_usage.then_some(None),
-            timings: done.map(|done| Timings::new(&done.timings, &done.usage)),
-            seed: done.map(|done| done.seed),
-        }
-        .to_json()
+        let choice = Choice { index: 0, text, logprobs, finish_reason };
+        Answer::chunk(&self.head, choice, self.usage, done).to_json()
     }
 }
 
@@ -204,11 +191,8 @@ impl sse::Encoder for Chunks {
 
     fn done(&mut self, done: &Done) -> Vec<Vec<u8>> {
         let mut chunks = vec![self.chunk("", None, Some(done))];
-        if self.include_usage {
-            let usage = Some(Some(done.usage.into()));
-            let chunk: Answer<'_, Choice<'_>> =
-                Answer { head: &self.head, choices: vec![], usage, timings: None, seed: None };
-            chunks.push(chunk.to_json());
+        if self.usage == StreamUsage::Last {
+            chunks.push(Answer::<Choice<'_>>::usage_only(&self.head, done.usage).to_json());
         }
         chunks
     }

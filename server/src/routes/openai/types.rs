@@ -123,6 +123,15 @@ pub fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Whether a stream counts its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamUsage {
+    /// No chunk has the field.
+    None,
+    /// One more chunk at the end has it; the others say null.
+    Last,
+}
+
 /// A whole answer or a chunk of one. `C` is its choice.
 #[derive(Debug, Serialize)]
 pub struct Answer<'a, C> {
@@ -142,7 +151,34 @@ pub struct Answer<'a, C> {
     pub seed: Option<u64>,
 }
 
-impl<C: Serialize> Answer<'_, C> {
+impl<'a, C: Serialize> Answer<'a, C> {
+    /// All of an answer.
+    pub fn whole(head: &'a Head, choice: C, answer: &engine::Answer) -> Self {
+        Self {
+            head,
+            choices: vec![choice],
+            usage: Some(Some(answer.usage.into())),
+            timings: Some(Timings::new(&answer.timings, &answer.usage)),
+            seed: Some(answer.seed),
+        }
+    }
+
+    /// A chunk of a stream; the one with `done` ends its choice.
+    pub fn chunk(head: &'a Head, choice: C, usage: StreamUsage, done: Option<&Done>) -> Self {
+        Self {
+            head,
+            choices: vec![choice],
+            usage: (usage == StreamUsage::Last).then_some(None),
+            timings: done.map(|done| Timings::new(&done.timings, &done.usage)),
+            seed: done.map(|done| done.seed),
+        }
+    }
+
+    /// The chunk after the last choice's.
+    pub fn usage_only(head: &'a Head, usage: engine::Usage) -> Self {
+        Self { head, choices: vec![], usage: Some(Some(usage.into())), timings: None, seed: None }
+    }
+
     /// JSON for the wire.
     pub fn to_json(&self) -> Vec<u8> {
         // Strings, numbers and string-keyed maps always serialise; a float that isn't finite becomes null.

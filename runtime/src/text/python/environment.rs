@@ -1,21 +1,15 @@
-//! What Jinja templates expect of Python: how values print, `tojson`, tests and methods that minijinja lacks or does
-//! otherwise, and the functions that transformers adds. Everything that makes text counts it against a budget.
+//! The operators, filters, tests, methods and functions that a template's environment gets.
 
 use std::fmt::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chrono::NaiveDateTime;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja::{Environment, Error, State};
 use minijinja_contrib::pycompat;
 
-/// Bytes of the longest text or list that one operation may make.
-const MAX_RESULT: usize = 64 << 20;
-/// Bytes that all operations of one rendering may make together.
-const MAX_TOTAL: usize = 512 << 20;
-/// What an item of a list counts for.
-const ITEM_BYTES: usize = size_of::<Value>();
+use super::budget::{Budget, ITEM_BYTES, MAX_RESULT, invalid};
+use super::json::to_json;
+use super::value::{from_json, integer, to_str};
 
 /// The names of the functions that stand for `~`, `+` and `*`. No template can spell them.
 pub(crate) const CONCAT: &str = "operator~";
@@ -35,30 +29,6 @@ impl std::fmt::Display for Raised {
 }
 
 impl std::error::Error for Raised {}
-
-/// How much text a rendering has made.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Budget(Arc<AtomicUsize>);
-
-impl Budget {
-    /// Counts `len` bytes.
-    fn spend(&self, len: usize) -> Result<(), Error> {
-        let before = self.0.fetch_add(len.min(MAX_TOTAL), Ordering::Relaxed);
-        if len > MAX_RESULT || before.saturating_add(len) > MAX_TOTAL {
-            return Err(invalid("the template makes more text than it may; it may never end"));
-        }
-        Ok(())
-    }
-
-    fn text(&self, text: String) -> Result<Value, Error> {
-        self.spend(text.len())?;
-        Ok(Value::from(text))
-    }
-}
-
-fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, what)
-}
 
 /// Makes `environment` behave as transformers' for one rendering at the time `now`.
 pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
@@ -139,25 +109,8 @@ fn operators(environment: &mut Environment<'_>, budget: &Budget) {
     });
 }
 
-/// Whether a constant of a template's source is larger than any operation may make it (the compiler computes
-/// operations on constants itself).
-pub(crate) fn is_too_large(constant: &Value) -> bool {
-    let len = constant.len().unwrap_or(0);
-    let bytes = if constant.as_str().is_some() { len } else { len.saturating_mul(ITEM_BYTES) };
-    bytes > MAX_RESULT
-}
-
 fn is_list(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
-}
-
-/// The integer that a value is; Python counts `True` as 1.
-fn integer(value: &Value) -> Option<i128> {
-    match value.kind() {
-        ValueKind::Bool => Some(value.is_true().into()),
-        ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok(),
-        _ => None,
-    }
 }
 
 fn arithmetic(
@@ -387,258 +340,5 @@ fn string_method(budget: &Budget, state: &State, value: &Value, method: &str, ar
             Ok(Value::from(format!("{sign}{zeros}{digits}")))
         }
         _ => pycompat::unknown_method_callback(state, value, method, args),
-    }
-}
-
-/// A JSON value as the engine's. Not through serde: the `arbitrary_precision` that a dependency turns on makes a map
-/// of each number.
-pub(crate) fn from_json(value: &serde_json::Value) -> Value {
-    match value {
-        serde_json::Value::Null => Value::from(()),
-        serde_json::Value::Bool(value) => Value::from(*value),
-        serde_json::Value::Number(number) => {
-            match (number.as_i64(), number.as_u64(), number.to_string().parse::<i128>()) {
-                (Some(number), ..) => Value::from(number),
-                (None, Some(number), _) => Value::from(number),
-                (None, None, Ok(number)) => Value::from(number),
-                (None, None, Err(_)) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
-            }
-        }
-        serde_json::Value::String(text) => Value::from(text.as_str()),
-        serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
-        serde_json::Value::Object(items) => items.iter().map(|(key, value)| (key.as_str(), from_json(value))).collect(),
-    }
-}
-
-/// `str(value)`.
-pub(crate) fn to_str(value: &Value) -> std::borrow::Cow<'_, str> {
-    if let Some(text) = value.as_str() {
-        return text.into();
-    }
-    match value.kind() {
-        ValueKind::Undefined => "".into(),
-        ValueKind::Seq | ValueKind::Map | ValueKind::Number => {
-            let mut text = String::new();
-            repr(value, &mut text, 0);
-            text.into()
-        }
-        _ => value.to_string().into(),
-    }
-}
-
-/// Nested values deeper than this print as `...`, as Python prints lists that hold themselves.
-const MAX_DEPTH: usize = 200;
-
-/// `repr(value)`; stops beyond [`MAX_RESULT`], which the budget then refuses.
-fn repr(value: &Value, out: &mut String, depth: usize) {
-    if depth > MAX_DEPTH {
-        out.push_str("...");
-        return;
-    }
-    match value.kind() {
-        ValueKind::String => repr_text(value.as_str().unwrap_or_default(), out),
-        ValueKind::Undefined => out.push_str("Undefined"),
-        ValueKind::Number if !value.is_integer() => {
-            out.push_str(&float(f64::try_from(value.clone()).unwrap_or(f64::NAN), "nan", "inf"))
-        }
-        ValueKind::Seq => {
-            out.push('[');
-            for (at, item) in value.try_iter().into_iter().flatten().enumerate() {
-                if out.len() > MAX_RESULT {
-                    return;
-                }
-                out.push_str(if at > 0 { ", " } else { "" });
-                repr(&item, out, depth + 1);
-            }
-            out.push(']');
-        }
-        ValueKind::Map => {
-            out.push('{');
-            for (at, key) in value.try_iter().into_iter().flatten().enumerate() {
-                if out.len() > MAX_RESULT {
-                    return;
-                }
-                out.push_str(if at > 0 { ", " } else { "" });
-                repr(&key, out, depth + 1);
-                out.push_str(": ");
-                repr(&value.get_item(&key).unwrap_or_default(), out, depth + 1);
-            }
-            out.push('}');
-        }
-        _ => out.push_str(&value.to_string()),
-    }
-}
-
-/// A string's `repr`: in double quotes only if it holds single ones and no double ones.
-fn repr_text(text: &str, out: &mut String) {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    out.push(quote);
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\\' => out.push_str("\\\\"),
-            c if c == quote => out.extend(['\\', c]),
-            c if c.is_control() => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push(quote);
-}
-
-/// A float as Python writes it: the shortest digits that read back the same, with an exponent beyond 16 digits.
-fn float(value: f64, nan: &str, infinity: &str) -> String {
-    if value.is_nan() {
-        return nan.into();
-    }
-    if value.is_infinite() {
-        return format!("{}{infinity}", if value < 0.0 { "-" } else { "" });
-    }
-    let scientific = format!("{value:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    match exponent.parse::<i32>() {
-        Ok(exponent) if !(-4..16).contains(&exponent) => {
-            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
-        }
-        _ => {
-            let plain = value.to_string();
-            if plain.contains('.') { plain } else { plain + ".0" }
-        }
-    }
-}
-
-/// The options of `json.dumps` that transformers' `tojson` passes on.
-struct JsonStyle {
-    ensure_ascii: bool,
-    indent: Option<String>,
-    item_separator: String,
-    key_separator: String,
-    sort_keys: bool,
-}
-
-fn to_json(value: &Value, options: &Kwargs) -> Result<String, Error> {
-    let is_set =
-        |name| -> Result<bool, Error> { Ok(options.get::<Option<Value>>(name)?.is_some_and(|set| set.is_true())) };
-    let indent = match options.get::<Option<Value>>("indent")?.filter(|indent| !indent.is_none()) {
-        None => None,
-        Some(indent) if indent.as_str().is_some() => indent.as_str().map(str::to_owned),
-        Some(indent) => {
-            let width = integer(&indent).ok_or_else(|| invalid("tojson: indent is no number"))?;
-            let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
-            if width > 1000 {
-                return Err(invalid("tojson: indent is more than 1000"));
-            }
-            Some(" ".repeat(width))
-        }
-    };
-    let separators: Option<Vec<String>> =
-        match options.get::<Option<Value>>("separators")?.filter(|pair| !pair.is_none()) {
-            None => None,
-            Some(pair) => Some(pair.try_iter()?.map(|part| to_str(&part).into_owned()).collect()),
-        };
-    let (item_separator, key_separator) = match separators.as_deref() {
-        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(invalid("tojson: separators are two texts")),
-    };
-    let style = JsonStyle {
-        ensure_ascii: is_set("ensure_ascii")?,
-        indent,
-        item_separator,
-        key_separator,
-        sort_keys: is_set("sort_keys")?,
-    };
-    options.assert_all_used()?;
-    let mut out = String::new();
-    style.write(value, &mut out, 0)?;
-    Ok(out)
-}
-
-impl JsonStyle {
-    fn write(&self, value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
-        if depth > MAX_DEPTH || out.len() > MAX_RESULT {
-            return Err(invalid("tojson: the value is too deep or too large"));
-        }
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number if value.is_integer() => out.push_str(&value.to_string()),
-            ValueKind::Number => out.push_str(&float(f64::try_from(value.clone())?, "NaN", "Infinity")),
-            ValueKind::String => self.text(value.as_str().unwrap_or_default(), out),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let mut items = value.try_iter()?.peekable();
-                let empty = items.peek().is_none();
-                out.push('[');
-                for (at, item) in items.enumerate() {
-                    self.next(at, depth + 1, out);
-                    self.write(&item, out, depth + 1)?;
-                }
-                self.close(empty, depth, ']', out);
-            }
-            ValueKind::Map => {
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sort_keys {
-                    keys.sort();
-                }
-                out.push('{');
-                for (at, key) in keys.iter().enumerate() {
-                    self.next(at, depth + 1, out);
-                    let mut name = String::new();
-                    match key.as_str() {
-                        Some(text) => name.push_str(text),
-                        None => self.write(key, &mut name, depth + 1)?,
-                    }
-                    self.text(&name, out);
-                    out.push_str(&self.key_separator);
-                    self.write(&value.get_item(key)?, out, depth + 1)?;
-                }
-                self.close(keys.is_empty(), depth, '}', out);
-            }
-            kind => return Err(invalid(format!("a value of type {kind} is not JSON serializable"))),
-        }
-        Ok(())
-    }
-
-    fn next(&self, at: usize, depth: usize, out: &mut String) {
-        out.push_str(if at > 0 { &self.item_separator } else { "" });
-        self.line(depth, out);
-    }
-
-    fn close(&self, empty: bool, depth: usize, bracket: char, out: &mut String) {
-        if !empty {
-            self.line(depth, out);
-        }
-        out.push(bracket);
-    }
-
-    fn line(&self, depth: usize, out: &mut String) {
-        if let Some(indent) = &self.indent {
-            out.push('\n');
-            (0..depth).for_each(|_| out.push_str(indent));
-        }
-    }
-
-    fn text(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && c > '~') => {
-                    let mut units = [0; 2];
-                    for unit in c.encode_utf16(&mut units) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
     }
 }
