@@ -167,7 +167,7 @@ mod tests {
             (tensor(&[1.0, 2.0, -1.0, 0.5], (1, 4)), tensor(&[0.5, 1.0], (1, 2)), tensor(&[4.0, -8.0], (1, 2)));
         let mut batch = StepBatch::default();
         batch.push(&[7], 0, 1, &[0], OutputRows::Last);
-        let mut attend = |sinks: Option<Tensor>| -> Vec<f32> {
+        let attend = |sinks: Option<Tensor>| -> Vec<f32> {
             let args = AttentionArgs { num_heads: 2, scale: 2.0, softcap: None, mask: Mask::Causal, sinks };
             let mut kv = PagedKv::new(spec.clone(), KvType::F32, 1);
             kv.attend(&batch, &q, &k, &v, &args).unwrap().flatten_all().unwrap().to_vec1().unwrap()
