@@ -157,7 +157,7 @@ mod tests {
     fn refuses_what_does_not_fit() {
         let owner: SharedBytes = Arc::new(vec![0u8; 36]);
         assert!(QMatMul::new(QuantType::Q4_0, 2, 64, owner.clone()).is_err());
-        assert!(QMatMul::new(QuantType::IQ1_S, 1, 256, owner.clone()).is_err());
+        assert!(QMatMul::new(QuantType::I32, 1, 256, owner.clone()).is_err());
         let layer = QMatMul::new(QuantType::Q4_0, 2, 32, owner).unwrap();
         let wrong = Tensor::zeros((3, 31), DType::F32, &Device::Cpu).unwrap();
         assert!(layer.forward(&wrong).unwrap_err().to_string().contains("last axis"));

@@ -6,15 +6,29 @@
 //! | `block.rs` | [`Block`]: what a format with kernels provides; the scalar reference built on it |
 //! | `float.rs` | rows of F32, F16 and BF16 |
 //! | `fit.rs` | helpers of the quantisers |
+//! | `codebook.rs`, `grids.rs` | helpers of the codebook formats, and their codebooks |
 //! | `<type>.rs` | one format: layout, quantiser, codes and scales |
 //!
-//! Sizes and layouts follow the GGUF specification and ggml's type list.
+//! Sizes and layouts follow the GGUF specification and ggml's type list; `golden/` holds blocks and the values that ggml reads in them.
 
 mod block;
+mod codebook;
 pub(crate) mod fit;
 pub(crate) mod float;
+mod grids;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
+mod mxfp4;
+mod nvfp4;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -25,14 +39,29 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod q8_1;
+mod q8_k;
+mod tq1_0;
+mod tq2_0;
 
 pub(crate) use block::dequantize_row as dequantize_blocks;
 pub use block::{Block, GroupKind};
 pub use float::f16_to_f32;
+pub use iq1_m::BlockIq1M;
+pub use iq1_s::BlockIq1S;
+pub use iq2_s::BlockIq2S;
+pub use iq2_xs::BlockIq2Xs;
+pub use iq2_xxs::BlockIq2Xxs;
+pub use iq3_s::BlockIq3S;
+pub use iq3_xxs::BlockIq3Xxs;
 pub use iq4_nl::BlockIq4Nl;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use iq4_nl::LEVELS as IQ4_LEVELS;
 pub use iq4_xs::BlockIq4Xs;
+pub use mxfp4::BlockMxfp4;
+pub use nvfp4::BlockNvfp4;
+pub use q1_0::BlockQ1_0;
+pub use q2_0::BlockQ2_0;
 pub use q2_k::BlockQ2K;
 pub use q3_k::BlockQ3K;
 pub use q4_0::BlockQ4_0;
@@ -43,6 +72,16 @@ pub use q5_1::BlockQ5_1;
 pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
+pub use q8_1::BlockQ8_1;
+pub use q8_k::BlockQ8K;
+pub use tq1_0::BlockTq1_0;
+pub use tq2_0::BlockTq2_0;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use {
+    iq1_s::POINTS as IQ1_POINTS, iq2_s::POINTS as IQ2_S_POINTS, iq2_xs::POINTS as IQ2_XS_POINTS,
+    iq2_xxs::POINTS as IQ2_XXS_POINTS, iq3_s::POINTS as IQ3_S_POINTS, iq3_xxs::POINTS as IQ3_XXS_POINTS,
+    mxfp4::LEVELS as FP4_LEVELS, nvfp4::HALF_SCALES as NVFP4_HALF_SCALES,
+};
 
 use crate::error::{Error, Result};
 
@@ -66,7 +105,7 @@ macro_rules! quant_table {
             #[doc = "8 bits and a scale for 32."]
             Q8_0 8 "Q8_0" 32 34 block(BlockQ8_0);
             #[doc = "8 bits, a scale and a scaled sum for 32 (activations)."]
-            Q8_1 9 "Q8_1" 32 36 none;
+            Q8_1 9 "Q8_1" 32 36 block(BlockQ8_1);
             #[doc = "2 bits, 4-bit scales and minima for 16, in blocks of 256."]
             Q2_K 10 "Q2_K" 256 84 block(BlockQ2K);
             #[doc = "3 bits, 6-bit scales for 16, in blocks of 256."]
@@ -78,21 +117,21 @@ macro_rules! quant_table {
             #[doc = "6 bits, 8-bit scales for 16, in blocks of 256."]
             Q6_K 14 "Q6_K" 256 210 block(BlockQ6K);
             #[doc = "8 bits, one f32 scale and sums for 16, in blocks of 256 (activations)."]
-            Q8_K 15 "Q8_K" 256 292 none;
+            Q8_K 15 "Q8_K" 256 292 block(BlockQ8K);
             #[doc = "Codebook, 2.06 bits."]
-            IQ2_XXS 16 "IQ2_XXS" 256 66 none;
+            IQ2_XXS 16 "IQ2_XXS" 256 66 block(BlockIq2Xxs);
             #[doc = "Codebook, 2.31 bits."]
-            IQ2_XS 17 "IQ2_XS" 256 74 none;
+            IQ2_XS 17 "IQ2_XS" 256 74 block(BlockIq2Xs);
             #[doc = "Codebook, 3.06 bits."]
-            IQ3_XXS 18 "IQ3_XXS" 256 98 none;
+            IQ3_XXS 18 "IQ3_XXS" 256 98 block(BlockIq3Xxs);
             #[doc = "Codebook, 1.56 bits."]
-            IQ1_S 19 "IQ1_S" 256 50 none;
+            IQ1_S 19 "IQ1_S" 256 50 block(BlockIq1S);
             #[doc = "4-bit index into 16 uneven levels, a scale for 32."]
             IQ4_NL 20 "IQ4_NL" 32 18 block(BlockIq4Nl);
             #[doc = "Codebook, 3.44 bits."]
-            IQ3_S 21 "IQ3_S" 256 110 none;
+            IQ3_S 21 "IQ3_S" 256 110 block(BlockIq3S);
             #[doc = "Codebook, 2.56 bits."]
-            IQ2_S 22 "IQ2_S" 256 82 none;
+            IQ2_S 22 "IQ2_S" 256 82 block(BlockIq2S);
             #[doc = "4-bit index into 16 uneven levels, 6-bit scales for 32, in blocks of 256."]
             IQ4_XS 23 "IQ4_XS" 256 136 block(BlockIq4Xs);
             #[doc = "8-bit integer."]
@@ -106,21 +145,21 @@ macro_rules! quant_table {
             #[doc = "64-bit float."]
             F64 28 "F64" 1 8 none;
             #[doc = "Codebook, 1.75 bits."]
-            IQ1_M 29 "IQ1_M" 256 56 none;
+            IQ1_M 29 "IQ1_M" 256 56 block(BlockIq1M);
             #[doc = "16-bit float with the exponent of f32."]
             BF16 30 "BF16" 1 2 float;
             #[doc = "Ternary, five in a byte."]
-            TQ1_0 34 "TQ1_0" 256 54 none;
+            TQ1_0 34 "TQ1_0" 256 54 block(BlockTq1_0);
             #[doc = "Ternary, four in a byte."]
-            TQ2_0 35 "TQ2_0" 256 66 none;
+            TQ2_0 35 "TQ2_0" 256 66 block(BlockTq2_0);
             #[doc = "OCP MXFP4: e2m1 with an e8m0 scale for 32."]
-            MXFP4 39 "MXFP4" 32 17 none;
+            MXFP4 39 "MXFP4" 32 17 block(BlockMxfp4);
             #[doc = "NVFP4: e2m1 with a ue4m3 scale for 16, four of them in a block."]
-            NVFP4 40 "NVFP4" 64 36 none;
+            NVFP4 40 "NVFP4" 64 36 block(BlockNvfp4);
             #[doc = "A sign bit, and a scale for 128."]
-            Q1_0 41 "Q1_0" 128 18 none;
+            Q1_0 41 "Q1_0" 128 18 block(BlockQ1_0);
             #[doc = "2 bits and a scale for 64."]
-            Q2_0 42 "Q2_0" 64 18 none;
+            Q2_0 42 "Q2_0" 64 18 block(BlockQ2_0);
         }
     };
 }

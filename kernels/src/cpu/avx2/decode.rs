@@ -7,14 +7,14 @@ use std::ops::Range;
 use super::{
     act::prepare_starts,
     dot::Dot,
-    formats::{self, Format, offset},
+    formats::{Format, offset},
 };
 use crate::{
     cpu::{
         matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
         scalar::unreachable_float,
     },
-    quant::{Block, GroupKind, QuantType},
+    quant::{GroupKind, with_block},
 };
 
 /// One matmul.
@@ -40,8 +40,8 @@ pub(super) struct DecodeJob {
 /// The job's pointers must be valid for its shapes; `R` rows from `row` on must exist; the CPU must have the features of `D`.
 #[inline(always)]
 pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
-    let (block_len, block_bytes) = (F::Block::LEN, size_of::<F::Block>());
-    let has_mins = matches!(F::Block::KIND, GroupKind::Min);
+    let (block_len, block_bytes) = (F::LEN, size_of::<F>());
+    let has_mins = matches!(F::KIND, GroupKind::Min);
     let groups = job.k / ACT_GROUP;
     // SAFETY: blocks of rows row..row + R; groups and elements below K of row m.
     unsafe {
@@ -71,7 +71,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                             _mm256_setzero_si256()
                         };
                         let dots = D::dot::<F>(start, codes[r], x);
-                        let scale = if F::Block::GROUP == SUM_GROUP {
+                        let scale = if F::GROUP == SUM_GROUP {
                             let (low, high) = (scales[r][2 * i] * d, scales[r][2 * i + 1] * d);
                             _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low))
                         } else {
@@ -79,7 +79,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                         };
                         acc[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, acc[r][m]);
                         if has_mins {
-                            let parts = 32 / F::Block::GROUP;
+                            let parts = 32 / F::GROUP;
                             let sums = job.sums.add((m * groups + group) * parts);
                             for part in 0..parts {
                                 acc_mins[r][m] += mins[r][i * parts + part] * *sums.add(part);
@@ -122,21 +122,7 @@ pub(super) unsafe fn matmul<D: Dot>(
 ) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        match w.dtype() {
-            QuantType::Q4_0 => typed::<formats::Q4_0, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q4_1 => typed::<formats::Q4_1, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_0 => typed::<formats::Q5_0, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_1 => typed::<formats::Q5_1, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q8_0 => typed::<formats::Q8_0, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q4_K => typed::<formats::Q4K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_K => typed::<formats::Q5K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q6_K => typed::<formats::Q6K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q2_K => typed::<formats::Q2K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q3_K => typed::<formats::Q3K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::IQ4_NL => typed::<formats::Iq4Nl, D>(w, rows, acts, out, stride, scratch),
-            QuantType::IQ4_XS => typed::<formats::Iq4Xs, D>(w, rows, acts, out, stride, scratch),
-            other => unreachable_float(other),
-        }
+        with_block!(w.dtype(), |B| typed::<B, D>(w, rows, acts, out, stride, scratch), unreachable_float(w.dtype()))
     }
 }
 
@@ -149,12 +135,12 @@ unsafe fn typed<F: Format, D: Dot>(
     scratch: &mut Scratch,
 ) {
     let mut carve = scratch.carve();
-    let has_mins = matches!(F::Block::KIND, GroupKind::Min);
-    let per_group = F::Block::GROUP / SUM_GROUP;
+    let has_mins = matches!(F::KIND, GroupKind::Min);
+    let per_group = F::GROUP / SUM_GROUP;
     let sums = carve.take::<f32>(if has_mins { acts.sums.len() / per_group } else { 0 });
     for (group, (sum, parts)) in sums.iter_mut().zip(acts.sums.chunks_exact(per_group)).enumerate() {
         let total: i32 = parts.iter().map(|&part| i32::from(part)).sum();
-        *sum = acts.d[group * F::Block::GROUP / ACT_GROUP] * total as f32;
+        *sum = acts.d[group * F::GROUP / ACT_GROUP] * total as f32;
     }
     let starts = carve.take::<i32>(offset::<F>().map_or(0, |_| acts.q.len() / 4));
     if let Some(offset) = offset::<F>() {

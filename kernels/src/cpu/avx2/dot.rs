@@ -7,7 +7,7 @@ use super::{
     decode::{self, DecodeJob},
     formats::Format,
 };
-use crate::{cpu::gemm::GemmIsa, quant::Block};
+use crate::cpu::gemm::GemmIsa;
 
 /// How `acc[lane] + Σ codes[4·lane + j] · x[4·lane + j]`, j in 0..4, is computed, for codes as [`Format`] gives them: unsigned or,
 /// with [`Format::SIGNED`], signed. x is never −128. No i32 overflows: see the AVX-512 trait of this name.
@@ -60,7 +60,7 @@ impl Dot for Maddubs {
 
     #[inline(always)]
     unsafe fn dot<F: Format>(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
-        const { assert!(F::SIGNED || F::Block::MAX_CODE <= 63) };
+        const { assert!(F::SIGNED || F::MAX_CODE <= 63) };
         // SAFETY: the caller has AVX2.
         unsafe {
             let (codes, x) = unsigned_by_signed::<F>(codes, x);

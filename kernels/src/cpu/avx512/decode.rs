@@ -9,12 +9,13 @@ use std::ops::Range;
 
 use super::{
     dot::Dot,
-    formats::{self, Format, Mins},
+    formats::{Format, Mins},
 };
 use crate::{
     cpu::avx2::act::prepare_starts,
     cpu::matrix::{ACT_GROUP, ActRows, Carve, MatrixRef, SUM_GROUP, Scratch},
-    quant::QuantType,
+    cpu::scalar::unreachable_float,
+    quant::with_block,
 };
 
 /// How far ahead weights are asked for, at least.
@@ -118,15 +119,15 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                         (acc[r][m], products[r][m]) = factors::<F>(job, acc[r][m], scales, mins, num_chunks, m);
                     }
                 }
-                for i in 0..blocks_left.div_ceil(2) {
-                    let is_pair = 2 * i + 1 < blocks_left;
+                for i in 0..(blocks_left * F::LEN).div_ceil(64) {
+                    let is_whole = 64 * (i + 1) <= blocks_left * F::LEN;
                     // Bytes of x, and lanes of start values: all, or those of one block.
-                    let (bytes, lanes) = if is_pair { (!0, !0) } else { (0xffff_ffff, 0xff) };
+                    let (bytes, lanes) = if is_whole { (!0, !0) } else { (0xffff_ffff, 0xff) };
                     let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
                     let element = num_chunks * chunk_elements + i * 64;
                     for r in 0..R {
                         let blocks = first.add(r * job.row_bytes + num_chunks * chunk_bytes);
-                        let codes = if is_pair { F::codes(blocks, i) } else { F::half(blocks.add(2 * i * F::BYTES)) };
+                        let codes = if is_whole { F::codes(blocks, i) } else { F::half(blocks.add(2 * i * F::BYTES)) };
                         for m in 0..M {
                             let x = _mm512_maskz_loadu_epi8(bytes, job.q.add(m * job.k + element));
                             let start = if F::OFFSET == 0 {
@@ -211,21 +212,7 @@ pub(super) unsafe fn matmul<D: Dot>(
 ) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        match w.dtype() {
-            QuantType::Q4_0 => typed::<formats::Q4_0, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q4_1 => typed::<formats::Q4_1, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_0 => typed::<formats::Q5_0, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_1 => typed::<formats::Q5_1, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q8_0 => typed::<formats::Q8_0, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q4_K => typed::<formats::Q4K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q5_K => typed::<formats::Q5K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q6_K => typed::<formats::Q6K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q2_K => typed::<formats::Q2K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::Q3_K => typed::<formats::Q3K, D>(w, rows, acts, out, stride, scratch),
-            QuantType::IQ4_NL => typed::<formats::Iq4Nl, D>(w, rows, acts, out, stride, scratch),
-            QuantType::IQ4_XS => typed::<formats::Iq4Xs, D>(w, rows, acts, out, stride, scratch),
-            other => crate::cpu::scalar::unreachable_float(other),
-        }
+        with_block!(w.dtype(), |B| typed::<B, D>(w, rows, acts, out, stride, scratch), unreachable_float(w.dtype()))
     }
 }
 

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use super::{
     dot::Dot,
-    formats::{self, Format, Mins},
+    formats::{Format, Mins},
 };
 use crate::{
     cpu::{
@@ -17,7 +17,7 @@ use crate::{
         scalar::unreachable_float,
         tile::{self, Tile, TileLanes},
     },
-    quant::{Block, GroupKind, QuantType},
+    quant::{Block, GroupKind, with_block},
 };
 
 /// The GEMM with one of the dot products.
@@ -28,23 +28,9 @@ impl<D: Dot> GemmIsa for Gemm<D> {
     const TILE_COLS: [usize; 2] = [12, 6];
 
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
-        macro_rules! by_format {
-            ($($dtype:ident $format:ident,)*) => {
-                match B::TYPE {
-                    $(QuantType::$dtype => {
-                        debug_assert!(size_of::<B>() == formats::$format::BYTES && B::LEN == formats::$format::LEN);
-                        unpack::<B, formats::$format>(from, to);
-                    })*
-                    other => unreachable_float(other),
-                }
-            };
-        }
-        // SAFETY: the caller's promises, passed on.
+        // SAFETY: the caller's promises, passed on. F is B.
         unsafe {
-            by_format! {
-                Q4_0 Q4_0, Q4_1 Q4_1, Q5_0 Q5_0, Q5_1 Q5_1, Q8_0 Q8_0, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K,
-                Q2_K Q2K, Q3_K Q3K, IQ4_NL Iq4Nl, IQ4_XS Iq4Xs,
-            }
+            with_block!(B::TYPE, |F| unpack::<F>(&from.cast(), to), unreachable_float(B::TYPE));
         }
     }
 
@@ -107,7 +93,7 @@ unsafe fn by_registers<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile,
 
 /// As [`GemmIsa::unpack`], with the unpacking of decode.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn unpack<B: Block, F: Format>(from: &Source<B>, to: &mut Unpacked) {
+unsafe fn unpack<F: Format>(from: &Source<F>, to: &mut Unpacked) {
     let num_groups = from.num_blocks * F::LEN / F::GROUP;
     assert!(to.code_stride >= from.num_blocks * F::LEN && to.scale_stride >= num_groups);
     let rows = to.codes.chunks_exact_mut(to.code_stride).zip(to.scales.chunks_exact_mut(to.scale_stride));

@@ -1,13 +1,14 @@
-//! How blocks become registers of 32 codes in the order of the elements.
+//! Formats whose codes are shifted out of their bits, and what all formats share.
 
 use core::arch::x86_64::*;
 
-use crate::quant::{GroupKind, IQ4_LEVELS};
+use crate::quant::{
+    Block, BlockIq4Nl, BlockIq4Xs, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
+    BlockQ6K, BlockQ8_0, GroupKind, IQ4_LEVELS,
+};
 
 /// One block format. Functions are meant to be inlined into functions with AVX2 and F16C.
-pub(super) trait Format {
-    /// The scalar twin, which says what the codes mean.
-    type Block: crate::quant::Block;
+pub(in crate::cpu::avx2) trait Format: Block {
     /// Codes are signed bytes, without an offset: only where unsigned ones would saturate.
     const SIGNED: bool = false;
 
@@ -25,8 +26,8 @@ pub(super) trait Format {
 }
 
 /// What a format's codes mean to the dot product: the offset that it must subtract, if any.
-pub(super) const fn offset<F: Format>() -> Option<u8> {
-    match <F::Block as crate::quant::Block>::KIND {
+pub(in crate::cpu::avx2) const fn offset<F: Format>() -> Option<u8> {
+    match F::KIND {
         GroupKind::Offset(offset) if !F::SIGNED => Some(offset),
         _ => None,
     }
@@ -34,7 +35,7 @@ pub(super) const fn offset<F: Format>() -> Option<u8> {
 
 /// Half at `p`.
 #[inline(always)]
-unsafe fn half_at(p: *const u8) -> f32 {
+pub(super) unsafe fn half_at(p: *const u8) -> f32 {
     // SAFETY: the caller's two bytes.
     unsafe {
         let bits = p.cast::<u16>().read_unaligned();
@@ -44,7 +45,7 @@ unsafe fn half_at(p: *const u8) -> f32 {
 
 /// Low nibbles of 16 bytes, then their high nibbles.
 #[inline(always)]
-unsafe fn nibbles_by_16(p: *const u8) -> __m256i {
+pub(super) unsafe fn nibbles_by_16(p: *const u8) -> __m256i {
     // SAFETY: the caller's 16 bytes.
     unsafe {
         let bytes = _mm_loadu_si128(p.cast());
@@ -90,10 +91,8 @@ unsafe fn high_bits(p: *const u8, from: usize, count: u32) -> __m256i {
 
 /// A format of 32 weights with one scale at byte 0 and, with `min`, a minimum at byte 2.
 macro_rules! block_of_32 {
-    ($name:ident, $block:ident, min: $min:literal, signed: $signed:literal, |$p:ident| $codes:expr) => {
-        pub(super) struct $name;
-        impl Format for $name {
-            type Block = crate::quant::$block;
+    ($block:ident, min: $min:literal, signed: $signed:literal, |$p:ident| $codes:expr) => {
+        impl Format for $block {
             const SIGNED: bool = $signed;
 
             #[inline(always)]
@@ -116,17 +115,17 @@ macro_rules! block_of_32 {
     };
 }
 
-block_of_32!(Q4_0, BlockQ4_0, min: false, signed: false, |p| nibbles_by_16(p.add(2)));
-block_of_32!(Q4_1, BlockQ4_1, min: true, signed: false, |p| nibbles_by_16(p.add(4)));
-block_of_32!(Q5_0, BlockQ5_0, min: false, signed: false, |p| _mm256_or_si256(
+block_of_32!(BlockQ4_0, min: false, signed: false, |p| nibbles_by_16(p.add(2)));
+block_of_32!(BlockQ4_1, min: true, signed: false, |p| nibbles_by_16(p.add(4)));
+block_of_32!(BlockQ5_0, min: false, signed: false, |p| _mm256_or_si256(
     nibbles_by_16(p.add(6)),
     fifth_bits(p.add(2))
 ));
-block_of_32!(Q5_1, BlockQ5_1, min: true, signed: false, |p| _mm256_or_si256(
+block_of_32!(BlockQ5_1, min: true, signed: false, |p| _mm256_or_si256(
     nibbles_by_16(p.add(8)),
     fifth_bits(p.add(4))
 ));
-block_of_32!(Q8_0, BlockQ8_0, min: false, signed: true, |p| _mm256_loadu_si256(p.add(2).cast()));
+block_of_32!(BlockQ8_0, min: false, signed: true, |p| _mm256_loadu_si256(p.add(2).cast()));
 
 /// Scales and minima of a Q4_K or Q5_K block.
 #[inline(always)]
@@ -147,10 +146,7 @@ unsafe fn k_scales(block: *const u8, scales: &mut [f32; 16], mins: &mut [f32; 16
     }
 }
 
-pub(super) struct Q4K;
-impl Format for Q4K {
-    type Block = crate::quant::BlockQ4K;
-
+impl Format for BlockQ4K {
     #[inline(always)]
     unsafe fn scales(block: *const u8, scales: &mut [f32; 16], mins: &mut [f32; 16]) {
         // SAFETY: the caller's block.
@@ -164,10 +160,7 @@ impl Format for Q4K {
     }
 }
 
-pub(super) struct Q5K;
-impl Format for Q5K {
-    type Block = crate::quant::BlockQ5K;
-
+impl Format for BlockQ5K {
     #[inline(always)]
     unsafe fn scales(block: *const u8, scales: &mut [f32; 16], mins: &mut [f32; 16]) {
         // SAFETY: the caller's block.
@@ -184,10 +177,7 @@ impl Format for Q5K {
     }
 }
 
-pub(super) struct Q6K;
-impl Format for Q6K {
-    type Block = crate::quant::BlockQ6K;
-
+impl Format for BlockQ6K {
     #[inline(always)]
     unsafe fn scales(block: *const u8, scales: &mut [f32; 16], _: &mut [f32; 16]) {
         // SAFETY: bytes 192..210 of the block: 16 signed scales and d.
@@ -214,7 +204,7 @@ impl Format for Q6K {
 
 /// Bits `from` and `from + 1` of 32 bytes at `p`.
 #[inline(always)]
-unsafe fn two_bits(p: *const u8, from: usize) -> __m256i {
+pub(super) unsafe fn two_bits(p: *const u8, from: usize) -> __m256i {
     // SAFETY: the caller's 32 bytes.
     unsafe {
         let bits = _mm256_srl_epi16(_mm256_loadu_si256(p.cast()), _mm_cvtsi32_si128(from as i32));
@@ -222,10 +212,7 @@ unsafe fn two_bits(p: *const u8, from: usize) -> __m256i {
     }
 }
 
-pub(super) struct Q2K;
-impl Format for Q2K {
-    type Block = crate::quant::BlockQ2K;
-
+impl Format for BlockQ2K {
     #[inline(always)]
     unsafe fn scales(block: *const u8, scales: &mut [f32; 16], mins: &mut [f32; 16]) {
         // SAFETY: bytes 0..16 and 80..84 of the block.
@@ -248,10 +235,7 @@ impl Format for Q2K {
     }
 }
 
-pub(super) struct Q3K;
-impl Format for Q3K {
-    type Block = crate::quant::BlockQ3K;
-
+impl Format for BlockQ3K {
     #[inline(always)]
     unsafe fn scales(block: *const u8, scales: &mut [f32; 16], _: &mut [f32; 16]) {
         // SAFETY: bytes 96..110 of the block: 12 of 6-bit numbers, and d.
@@ -285,11 +269,9 @@ unsafe fn levels(indices: __m256i) -> __m256i {
     }
 }
 
-block_of_32!(Iq4Nl, BlockIq4Nl, min: false, signed: true, |p| levels(nibbles_by_16(p.add(2))));
+block_of_32!(BlockIq4Nl, min: false, signed: true, |p| levels(nibbles_by_16(p.add(2))));
 
-pub(super) struct Iq4Xs;
-impl Format for Iq4Xs {
-    type Block = crate::quant::BlockIq4Xs;
+impl Format for BlockIq4Xs {
     const SIGNED: bool = true;
 
     #[inline(always)]

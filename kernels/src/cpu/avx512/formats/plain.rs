@@ -1,15 +1,15 @@
-//! How blocks become registers. A chunk is as many blocks as one register holds scales for: sixteen blocks of 32, or one of 256.
-//!
-//! Codes come as unsigned bytes in the order of the elements, 64 to a register; so lane `l` of a dot product of register `i`
-//! covers elements `64·i + 4·l ..+ 4` of the chunk.
+//! Formats whose codes are shifted out of their bits, and what all formats share.
 
 use core::arch::x86_64::*;
 
-use crate::quant::IQ4_LEVELS;
+use crate::quant::{
+    Block, BlockIq4Nl, BlockIq4Xs, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
+    BlockQ6K, BlockQ8_0, GroupKind, IQ4_LEVELS,
+};
 
 /// Where the minima of a format go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mins {
+pub(in crate::cpu::avx512) enum Mins {
     /// There are none: codes have an offset.
     None,
     /// [`Format::scales`] returns them apart.
@@ -19,20 +19,19 @@ pub(super) enum Mins {
 }
 
 /// One block format. Functions are meant to be inlined into functions with AVX-512 F, BW, VL and DQ.
-pub(super) trait Format: 'static {
+pub(in crate::cpu::avx512) trait Format: Block {
     /// Bytes of a block.
-    const BYTES: usize;
-    /// Elements of a block.
-    const LEN: usize;
-    /// Elements that share a scale.
-    const GROUP: usize;
+    const BYTES: usize = size_of::<Self>();
     /// Subtracted from each code.
-    const OFFSET: u8 = 0;
+    const OFFSET: u8 = match Self::KIND {
+        GroupKind::Offset(offset) => offset,
+        GroupKind::Min => 0,
+    };
     /// Minima.
     const MINS: Mins = Mins::None;
 
     /// Blocks in a chunk.
-    const CHUNK_BLOCKS: usize = if Self::LEN == 32 { 16 } else { 1 };
+    const CHUNK_BLOCKS: usize = if Self::LEN == 256 { 1 } else { 16 * Self::GROUP / Self::LEN };
     /// Registers of codes in a chunk.
     const CODES: usize = Self::CHUNK_BLOCKS * Self::LEN / 64;
 
@@ -48,15 +47,20 @@ pub(super) trait Format: 'static {
     /// The blocks that they are in must be readable; the CPU must have AVX-512 F, BW, VL and DQ.
     unsafe fn codes(chunk: *const u8, i: usize) -> __m512i;
 
-    /// The 32 codes of one block in the lower half; the upper half is of no interest. Formats of 32 only.
+    /// The 32 codes of one block in the lower half; the upper half is of no interest. Only formats of 32 have odd blocks.
     ///
     /// # Safety
     /// The block must be readable; the CPU must have AVX-512 F, BW, VL and DQ.
-    unsafe fn half(block: *const u8) -> __m512i;
+    #[inline(always)]
+    unsafe fn half(block: *const u8) -> __m512i {
+        const { assert!(Self::LEN != 32) };
+        // SAFETY: the first register of the caller's block, which is longer than 32.
+        unsafe { Self::codes(block, 0) }
+    }
 }
 
 #[repr(C, align(64))]
-struct Aligned<T>(T);
+pub(super) struct Aligned<T>(pub(super) T);
 
 /// Byte offset of each block in a chunk.
 const fn offsets(bytes: usize) -> Aligned<[i32; 16]> {
@@ -71,7 +75,7 @@ const fn offsets(bytes: usize) -> Aligned<[i32; 16]> {
 
 /// The first four bytes of `count` blocks of `BYTES`: scale in the low half, minimum (or codes) in the high one.
 #[inline(always)]
-unsafe fn heads<const BYTES: usize>(chunk: *const u8, count: usize) -> __m512i {
+pub(super) unsafe fn heads<const BYTES: usize>(chunk: *const u8, count: usize) -> __m512i {
     struct Offsets<const BYTES: usize>;
     impl<const BYTES: usize> Offsets<BYTES> {
         const TABLE: Aligned<[i32; 16]> = offsets(BYTES);
@@ -90,14 +94,14 @@ unsafe fn heads<const BYTES: usize>(chunk: *const u8, count: usize) -> __m512i {
 
 /// Half-precision values in the low halves of the lanes.
 #[inline(always)]
-unsafe fn low_halves(x: __m512i) -> __m512 {
+pub(super) unsafe fn low_halves(x: __m512i) -> __m512 {
     // SAFETY: value-only.
     unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)) }
 }
 
 /// 16 bytes at `a` in both quarters of the lower half, 16 bytes at `b` in those of the upper.
 #[inline(always)]
-unsafe fn twice(a: *const u8, b: *const u8) -> __m512i {
+pub(super) unsafe fn twice(a: *const u8, b: *const u8) -> __m512i {
     // SAFETY: the caller's 16 bytes each.
     unsafe {
         let low = _mm512_broadcast_i32x4(_mm_loadu_si128(a.cast()));
@@ -107,7 +111,7 @@ unsafe fn twice(a: *const u8, b: *const u8) -> __m512i {
 
 /// Per half: low nibbles of the first 16 bytes, high nibbles of the second 16 bytes.
 #[inline(always)]
-unsafe fn nibbles_by_16(x: __m512i) -> __m512i {
+pub(super) unsafe fn nibbles_by_16(x: __m512i) -> __m512i {
     // SAFETY: value-only.
     unsafe {
         let shifts = _mm512_set_epi32(4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0);
@@ -117,14 +121,14 @@ unsafe fn nibbles_by_16(x: __m512i) -> __m512i {
 
 /// 32 bytes at `p` in both halves.
 #[inline(always)]
-unsafe fn both_halves(p: *const u8) -> __m512i {
+pub(super) unsafe fn both_halves(p: *const u8) -> __m512i {
     // SAFETY: the caller's 32 bytes.
     unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast())) }
 }
 
 /// Rotates each 32-bit lane right, by `low` in the lower half and by `high` in the upper.
 #[inline(always)]
-unsafe fn rotate_halves(x: __m512i, low: i32, high: i32) -> __m512i {
+pub(super) unsafe fn rotate_halves(x: __m512i, low: i32, high: i32) -> __m512i {
     // SAFETY: value-only.
     unsafe {
         let counts =
@@ -135,25 +139,19 @@ unsafe fn rotate_halves(x: __m512i, low: i32, high: i32) -> __m512i {
 
 /// Bits of `a` where `mask` is 1, else bits of `b`.
 #[inline(always)]
-unsafe fn select(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
+pub(super) unsafe fn select(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: value-only.
     unsafe { _mm512_ternarylogic_epi32::<0xca>(mask, a, b) }
 }
 
 /// Little-endian u32 at `p`.
 #[inline(always)]
-unsafe fn read_u32(p: *const u8) -> u32 {
+pub(super) unsafe fn read_u32(p: *const u8) -> u32 {
     // SAFETY: the caller's four bytes.
     unsafe { p.cast::<u32>().read_unaligned() }
 }
 
-pub(super) struct Q4_0;
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    const LEN: usize = 32;
-    const GROUP: usize = 32;
-    const OFFSET: u8 = 8;
-
+impl Format for BlockQ4_0 {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
         // SAFETY: the caller's blocks.
@@ -173,11 +171,7 @@ impl Format for Q4_0 {
     }
 }
 
-pub(super) struct Q4_1;
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    const LEN: usize = 32;
-    const GROUP: usize = 32;
+impl Format for BlockQ4_1 {
     const MINS: Mins = Mins::Apart;
 
     #[inline(always)]
@@ -213,13 +207,7 @@ unsafe fn five_bits(nibbles: __m512i, high_a: u32, high_b: u32) -> __m512i {
     }
 }
 
-pub(super) struct Q5_0;
-impl Format for Q5_0 {
-    const BYTES: usize = 22;
-    const LEN: usize = 32;
-    const GROUP: usize = 32;
-    const OFFSET: u8 = 16;
-
+impl Format for BlockQ5_0 {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
         // SAFETY: the caller's blocks.
@@ -242,11 +230,7 @@ impl Format for Q5_0 {
     }
 }
 
-pub(super) struct Q5_1;
-impl Format for Q5_1 {
-    const BYTES: usize = 24;
-    const LEN: usize = 32;
-    const GROUP: usize = 32;
+impl Format for BlockQ5_1 {
     const MINS: Mins = Mins::Apart;
 
     #[inline(always)]
@@ -274,13 +258,7 @@ impl Format for Q5_1 {
     }
 }
 
-pub(super) struct Q8_0;
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const LEN: usize = 32;
-    const GROUP: usize = 32;
-    const OFFSET: u8 = 128;
-
+impl Format for BlockQ8_0 {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
         // SAFETY: the caller's blocks.
@@ -323,11 +301,7 @@ unsafe fn k_scales(block: *const u8) -> __m512 {
     }
 }
 
-pub(super) struct Q4K;
-impl Format for Q4K {
-    const BYTES: usize = 144;
-    const LEN: usize = 256;
-    const GROUP: usize = 32;
+impl Format for BlockQ4K {
     const MINS: Mins = Mins::Upper;
 
     #[inline(always)]
@@ -344,19 +318,9 @@ impl Format for Q4K {
             _mm512_and_si512(nibbles, _mm512_set1_epi8(15))
         }
     }
-
-    #[inline(always)]
-    unsafe fn half(block: *const u8) -> __m512i {
-        // SAFETY: the caller's block. Never called: rows are whole blocks.
-        unsafe { Self::codes(block, 0) }
-    }
 }
 
-pub(super) struct Q5K;
-impl Format for Q5K {
-    const BYTES: usize = 176;
-    const LEN: usize = 256;
-    const GROUP: usize = 32;
+impl Format for BlockQ5K {
     const MINS: Mins = Mins::Upper;
 
     #[inline(always)]
@@ -376,21 +340,9 @@ impl Format for Q5K {
             _mm512_and_si512(select(_mm512_set1_epi8(15), nibbles, high), _mm512_set1_epi8(31))
         }
     }
-
-    #[inline(always)]
-    unsafe fn half(block: *const u8) -> __m512i {
-        // SAFETY: the caller's block. Never called: rows are whole blocks.
-        unsafe { Self::codes(block, 0) }
-    }
 }
 
-pub(super) struct Q6K;
-impl Format for Q6K {
-    const BYTES: usize = 210;
-    const LEN: usize = 256;
-    const GROUP: usize = 16;
-    const OFFSET: u8 = 32;
-
+impl Format for BlockQ6K {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, _: usize) -> (__m512, __m512) {
         // SAFETY: bytes 192..210 of the block: 16 signed scales and d.
@@ -416,26 +368,16 @@ impl Format for Q6K {
             _mm512_and_si512(select(_mm512_set1_epi8(15), low, high), _mm512_set1_epi8(63))
         }
     }
-
-    #[inline(always)]
-    unsafe fn half(block: *const u8) -> __m512i {
-        // SAFETY: the caller's block. Never called: rows are whole blocks.
-        unsafe { Self::codes(block, 0) }
-    }
 }
 
 /// Two bits of 32 bytes at `p` for 64 codes: bits `from` and `from + 1` for the lower half, the next two for the upper.
 #[inline(always)]
-unsafe fn two_bits(p: *const u8, from: i32) -> __m512i {
+pub(super) unsafe fn two_bits(p: *const u8, from: i32) -> __m512i {
     // SAFETY: the caller's 32 bytes.
     unsafe { rotate_halves(both_halves(p), from, from + 2) }
 }
 
-pub(super) struct Q2K;
-impl Format for Q2K {
-    const BYTES: usize = 84;
-    const LEN: usize = 256;
-    const GROUP: usize = 16;
+impl Format for BlockQ2K {
     const MINS: Mins = Mins::Apart;
 
     #[inline(always)]
@@ -459,21 +401,9 @@ impl Format for Q2K {
             _mm512_and_si512(bits, _mm512_set1_epi8(3))
         }
     }
-
-    #[inline(always)]
-    unsafe fn half(block: *const u8) -> __m512i {
-        // SAFETY: the caller's block. Never called: rows are whole blocks.
-        unsafe { Self::codes(block, 0) }
-    }
 }
 
-pub(super) struct Q3K;
-impl Format for Q3K {
-    const BYTES: usize = 110;
-    const LEN: usize = 256;
-    const GROUP: usize = 16;
-    const OFFSET: u8 = 4;
-
+impl Format for BlockQ3K {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, _: usize) -> (__m512, __m512) {
         const LOW: u32 = 0x0f0f_0f0f;
@@ -505,12 +435,6 @@ impl Format for Q3K {
             _mm512_and_si512(select(_mm512_set1_epi8(3), low, high), _mm512_set1_epi8(7))
         }
     }
-
-    #[inline(always)]
-    unsafe fn half(block: *const u8) -> __m512i {
-        // SAFETY: the caller's block. Never called: rows are whole blocks.
-        unsafe { Self::codes(block, 0) }
-    }
 }
 
 /// Indices to levels.
@@ -520,39 +444,27 @@ unsafe fn levels(indices: __m512i) -> __m512i {
     unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast())), indices) }
 }
 
-pub(super) struct Iq4Nl;
-impl Format for Iq4Nl {
-    const BYTES: usize = 18;
-    const LEN: usize = 32;
-    const GROUP: usize = 32;
-    const OFFSET: u8 = 128;
-
+impl Format for BlockIq4Nl {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
         // SAFETY: the caller's blocks, laid out as those of Q4_0.
-        unsafe { Q4_0::scales(chunk, count) }
+        unsafe { BlockQ4_0::scales(chunk, count) }
     }
 
     #[inline(always)]
     unsafe fn codes(chunk: *const u8, i: usize) -> __m512i {
         // SAFETY: as Q4_0.
-        unsafe { levels(Q4_0::codes(chunk, i)) }
+        unsafe { levels(BlockQ4_0::codes(chunk, i)) }
     }
 
     #[inline(always)]
     unsafe fn half(block: *const u8) -> __m512i {
         // SAFETY: as Q4_0.
-        unsafe { levels(Q4_0::half(block)) }
+        unsafe { levels(BlockQ4_0::half(block)) }
     }
 }
 
-pub(super) struct Iq4Xs;
-impl Format for Iq4Xs {
-    const BYTES: usize = 136;
-    const LEN: usize = 256;
-    const GROUP: usize = 32;
-    const OFFSET: u8 = 128;
-
+impl Format for BlockIq4Xs {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, _: usize) -> (__m512, __m512) {
         // SAFETY: bytes 0..8 of the block: d, 8 × 2 high bits, 8 × 4 low bits.
@@ -581,11 +493,5 @@ impl Format for Iq4Xs {
             let group = chunk.add(8 + 32 * i);
             levels(nibbles_by_16(twice(group, group.add(16))))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn half(block: *const u8) -> __m512i {
-        // SAFETY: the caller's block. Never called: rows are whole blocks.
-        unsafe { Self::codes(block, 0) }
     }
 }
