@@ -226,6 +226,7 @@ fn scores<L: Lanes, const N: usize>(l: L, queries: &[f32], keys: &[f32], out: &m
 
 /// `out[n][column..] += Σ_t weights[n][t] · values[t][column..]`, `W` vectors of columns.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "see the body")]
 fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
     l: L,
     v_dim: usize,
@@ -235,25 +236,28 @@ fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
     weights: &[[f32; KV_BLOCK]; N],
     out: &mut [f32],
 ) {
+    // Indices and not iterators: only loops of constant length are unrolled, and only then do the sums stay in registers.
     let mut acc = [[l.splat(0.0); W]; N];
-    for (acc, row) in acc.iter_mut().zip(out.chunks_exact(v_dim)) {
-        for (acc, x) in acc.iter_mut().zip(row[column..].as_chunks::<LANES>().0) {
-            *acc = l.load(x);
+    for n in 0..N {
+        let row = out[n * v_dim + column..][..W * LANES].as_chunks::<LANES>().0;
+        for w in 0..W {
+            acc[n][w] = l.load(&row[w]);
         }
     }
     for t in tokens.start..tokens.end.min(KV_BLOCK) {
         let row = values[t * v_dim + column..][..W * LANES].as_chunks::<LANES>().0;
         let v: [L::V; W] = std::array::from_fn(|w| l.load(&row[w]));
-        for (acc, weights) in acc.iter_mut().zip(weights) {
-            let weight = l.splat(weights[t]);
-            for (acc, v) in acc.iter_mut().zip(v) {
-                *acc = l.fma(weight, v, *acc);
+        for n in 0..N {
+            let weight = l.splat(weights[n][t]);
+            for w in 0..W {
+                acc[n][w] = l.fma(weight, v[w], acc[n][w]);
             }
         }
     }
-    for (acc, row) in acc.iter().zip(out.chunks_exact_mut(v_dim)) {
-        for (acc, x) in acc.iter().zip(row[column..].as_chunks_mut::<LANES>().0) {
-            l.store(*acc, x);
+    for n in 0..N {
+        let row = out[n * v_dim + column..][..W * LANES].as_chunks_mut::<LANES>().0;
+        for w in 0..W {
+            l.store(acc[n][w], &mut row[w]);
         }
     }
 }
