@@ -20,7 +20,7 @@ const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
 /// Digit n.
 #[inline(always)]
 fn digit(byte: u8, n: usize) -> u8 {
-    (u16::from(byte.wrapping_mul(POWERS[n])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as u8
 }
 
 /// The byte whose digits these are, first digit highest: the least fraction of 256 that isn't below theirs of 243.

@@ -252,7 +252,7 @@ impl Format for BlockIq1S {
             let fields = _mm256_srlv_epi32(both, _mm256_set_epi32(25, 22, 19, 16, 9, 6, 3, 0));
             let high = _mm256_slli_epi32::<8>(_mm256_and_si256(fields, _mm256_set1_epi32(7)));
             // Bit 15 of a half is the shift down of four points.
-            let is_down = (words >> 15 & 1) * 0x0f | (words >> 31) * 0xf0;
+            let is_down = ((words >> 15 & 1) * 0x0f) | ((words >> 31) * 0xf0);
             shifted_points(_mm256_or_si256(low, high), !is_down as u8)
         }
     }
