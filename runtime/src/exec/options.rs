@@ -1,5 +1,7 @@
 //! How an executor is asked to run.
 
+use shimmy_kernels::cpu::kv::KvType;
+
 /// Which executor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Backend {
@@ -23,16 +25,6 @@ pub enum Activations {
     F32,
 }
 
-/// Element type of the KV cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum KvDtype {
-    /// Half the memory of f32.
-    #[default]
-    F16,
-    /// Exact.
-    F32,
-}
-
 /// What `exec::build` needs beside a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOptions {
@@ -49,7 +41,7 @@ pub struct ExecOptions {
     /// Matmul arithmetic.
     pub activations: Activations,
     /// KV storage.
-    pub kv_dtype: KvDtype,
+    pub kv_type: KvType,
 }
 
 impl Default for ExecOptions {
@@ -61,7 +53,7 @@ impl Default for ExecOptions {
             kv_tokens: None,
             max_step_tokens: 512,
             activations: Activations::Q8,
-            kv_dtype: KvDtype::F16,
+            kv_type: KvType::F16,
         }
     }
 }
