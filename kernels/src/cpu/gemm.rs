@@ -61,6 +61,7 @@ impl<'a, B: Block> Source<'a, B> {
     ///
     /// # Panics
     /// If their size is another: callers know that the types are the same.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn cast<F: Block>(&self) -> Source<'a, F> {
         Source {
             blocks: bytemuck::cast_slice(self.blocks),
