@@ -1,14 +1,15 @@
 //! Matmul in f32: the loops around an ISA's dot products and tiles, the same for every ISA and type.
 //!
 //! Few rows of activations: dot products on the weights as they lie in the file; quantised rows are turned into f32 four at a
-//! time. More: panels of [`ROW_TILE`] rows in f32, unpacked once a slab of activation rows.
+//! time. More: as in `gemm.rs`, with weights unpacked to f32.
 
 use std::ops::Range;
 
 use super::{
     DECODE_ROWS,
     matrix::{MatrixRef, ROW_TILE, Scratch},
-    pack::Transpose,
+    pack::PACK_ROWS,
+    tile::FloatTile,
 };
 use crate::quant::QuantType;
 
@@ -16,10 +17,15 @@ use crate::quant::QuantType;
 const DOT_ROWS: usize = 32;
 /// Rows of activations that share one unpacking of the weights.
 const SLAB_ROWS: usize = 512;
-/// Elements of K in a chunk: a multiple of every block; a panel is 32 KiB.
+/// Elements of K in a chunk: a multiple of every block; activations of a block take 32 KiB.
 const CHUNK: usize = 256;
-/// What the GEMM takes from scratch: a panel and the rows that it is made from.
-pub(super) const SCRATCH_BYTES: usize = 2 * CHUNK * ROW_TILE * 4;
+/// Columns that are unpacked together: a multiple of every tile's rows of weights, and of [`COL_STEP`].
+const BLOCK_COLS: usize = 240;
+/// What the rows of weights of every tile divide.
+const COL_STEP: usize = 12;
+/// What the GEMM takes from scratch: weights, packed activations and sums.
+pub(super) const SCRATCH_BYTES: usize = 4 * (BLOCK_COLS * CHUNK + CHUNK * PACK_ROWS + SLAB_ROWS * BLOCK_COLS);
+const _: () = assert!(SLAB_ROWS.is_multiple_of(PACK_ROWS) && BLOCK_COLS.is_multiple_of(COL_STEP));
 
 /// Activations and output of a dot product or tile. Strides in elements.
 #[derive(Clone, Copy)]
@@ -35,9 +41,11 @@ pub(super) struct FloatJob {
 }
 
 /// What an ISA brings.
-pub(super) trait FloatIsa: Transpose {
-    /// Most rows of activations in a tile.
-    const TILE_ROWS: usize;
+pub(super) trait FloatIsa {
+    /// 32-bit lanes of a register.
+    const LANES: usize;
+    /// Rows of weights in a tile of one register of activation rows, and of two; they divide [`COL_STEP`].
+    const TILE_COLS: [usize; 2];
 
     /// See `CpuKernels::dequantize_row`.
     ///
@@ -51,12 +59,24 @@ pub(super) trait FloatIsa: Transpose {
     /// The CPU must have the ISA; `w` must hold rows of `job.k` elements of `dtype` every `row_bytes`; the job must be valid.
     unsafe fn dots(dtype: QuantType, w: *const u8, row_bytes: usize, num_rows: usize, num_acts: usize, job: &FloatJob);
 
-    /// `tile_rows` (1 to [`Self::TILE_ROWS`]) rows of activations against a panel `[job.k][ROW_TILE]`, of which `num_cols`
-    /// columns are wanted, added to what `out` holds if `accumulate`.
+    /// See [`super::pack::transpose`].
     ///
     /// # Safety
-    /// The CPU must have the ISA; panel and job must be valid.
-    unsafe fn tile(panel: *const f32, job: &FloatJob, num_cols: usize, accumulate: bool, tile_rows: usize);
+    /// As there, and the CPU must have the ISA.
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
+    );
+
+    /// Computes a tile of `registers` registers of activation rows.
+    ///
+    /// # Safety
+    /// The CPU must have the ISA; the tile's pointers must be valid for its shapes.
+    unsafe fn tile(tile: &FloatTile, registers: usize);
 }
 
 /// See `CpuKernels::matmul_f32`.
@@ -119,43 +139,59 @@ unsafe fn grouped_dots<I: FloatIsa>(
 }
 
 unsafe fn gemm<I: FloatIsa>(w: &MatrixRef, rows: Range<usize>, num_rows: usize, job: &FloatJob, scratch: &mut Scratch) {
+    const { assert!(COL_STEP.is_multiple_of(I::TILE_COLS[0]) && COL_STEP.is_multiple_of(I::TILE_COLS[1])) };
     let mut carve = scratch.carve();
-    let panel = carve.take::<f32>(CHUNK * ROW_TILE);
-    let strip = carve.take::<f32>(ROW_TILE * CHUNK);
-    for slab in (0..num_rows).step_by(SLAB_ROWS) {
-        let slab_end = num_rows.min(slab + SLAB_ROWS);
+    let weights = carve.take::<f32>(BLOCK_COLS * CHUNK);
+    let packed = carve.take::<f32>(CHUNK * PACK_ROWS);
+    let strip = carve.take::<f32>(SLAB_ROWS / PACK_ROWS * BLOCK_COLS * PACK_ROWS);
+    for (slab, first) in (0..num_rows).step_by(SLAB_ROWS).flat_map(|slab| {
+        let blocks = rows.clone().step_by(BLOCK_COLS);
+        blocks.map(move |first| (slab..num_rows.min(slab + SLAB_ROWS), first))
+    }) {
+        let cols = first..rows.end.min(first + BLOCK_COLS);
         for from in (0..job.k).step_by(CHUNK) {
             let elements = CHUNK.min(job.k - from);
             // Both are whole blocks, as K and CHUNK are.
             let blocks = |elements: usize| elements / w.dtype().block_len() * w.dtype().block_bytes();
             let bytes = blocks(from)..blocks(from) + blocks(elements);
-            for row in rows.clone().step_by(ROW_TILE) {
-                let num_cols = ROW_TILE.min(rows.end - row);
-                if num_cols < ROW_TILE {
-                    strip.fill(0.0);
+            for (col, weights) in cols.clone().zip(weights.chunks_exact_mut(CHUNK)) {
+                // SAFETY: the CPU is the caller's promise; both are `elements` elements.
+                unsafe { I::dequantize_row(w.dtype(), &w.row(col)[bytes.clone()], &mut weights[..elements]) };
+            }
+            for (block, strip) in slab.clone().step_by(PACK_ROWS).zip(strip.chunks_exact_mut(BLOCK_COLS * PACK_ROWS)) {
+                let block_rows = PACK_ROWS.min(slab.end - block);
+                // SAFETY: rows block ..+ block_rows of x, elements from ..+ elements; a block of `packed`.
+                unsafe {
+                    let x = job.x.add(block * job.x_stride + from).cast();
+                    I::transpose(x, job.x_stride, block_rows, elements, packed.as_mut_ptr().cast(), PACK_ROWS);
                 }
-                for (r, strip) in strip.chunks_exact_mut(CHUNK).take(num_cols).enumerate() {
-                    // SAFETY: the CPU is the caller's promise; both are `elements` elements.
-                    unsafe { I::dequantize_row(w.dtype(), &w.row(row + r)[bytes.clone()], &mut strip[..elements]) };
-                }
-                // SAFETY: the CPU is the caller's promise.
-                unsafe { I::transpose(bytemuck::cast_slice(strip), CHUNK, elements, bytemuck::cast_slice_mut(panel)) };
-                let mut m = slab;
-                while m < slab_end {
-                    let left = slab_end - m;
-                    let tile_rows = left.div_ceil(left.div_ceil(I::TILE_ROWS));
-                    // SAFETY: rows m ..+ tile_rows of x and `out`, columns row ..+ num_cols; the panel was just filled.
-                    unsafe {
-                        let tile = FloatJob {
+                let num_registers = block_rows.div_ceil(I::LANES);
+                let mut register = 0;
+                while register < num_registers {
+                    let registers = (num_registers - register).min(2);
+                    let lane = register * I::LANES;
+                    for col in (0..cols.len()).step_by(I::TILE_COLS[registers - 1]) {
+                        let tile = FloatTile {
                             k: elements,
-                            x: job.x.add(m * job.x_stride + from),
-                            out: job.out.add(m * job.out_stride + row),
-                            ..*job
+                            weights: weights[col * CHUNK..].as_ptr(),
+                            weight_stride: CHUNK,
+                            x: packed[lane..].as_ptr(),
+                            sums: strip[col * PACK_ROWS + lane..].as_mut_ptr(),
+                            accumulate: from > 0,
                         };
-                        I::tile(panel.as_ptr(), &tile, num_cols, from > 0, tile_rows);
+                        // SAFETY: the CPU is the caller's promise; weights and sums hold whole tiles, since tiles divide BLOCK_COLS.
+                        unsafe { I::tile(&tile, registers) };
                     }
-                    m += tile_rows;
+                    register += registers;
                 }
+            }
+        }
+        for (block, strip) in slab.clone().step_by(PACK_ROWS).zip(strip.chunks_exact(BLOCK_COLS * PACK_ROWS)) {
+            // SAFETY: the strip's rows are columns of the output; rows block.. and columns `cols` of `out` are the caller's promise.
+            unsafe {
+                let out = job.out.add(block * job.out_stride + cols.start).cast();
+                let block_rows = PACK_ROWS.min(slab.end - block);
+                I::transpose(strip.as_ptr().cast(), PACK_ROWS, cols.len(), block_rows, out, job.out_stride);
             }
         }
     }

@@ -1,89 +1,132 @@
 //! Matmul of many rows of 8-bit activations: the loops around an ISA's tile, the same for every ISA and type.
 //!
-//! Outside in: slabs of activation rows; chunks of K, so that a panel of weights stays in the first cache and the slab's part of
-//! the activations in the second; panels of [`ROW_TILE`] rows of weights, unpacked once a slab; tiles of a few rows of
-//! activations. The order of additions for an element of the output depends on K only.
+//! Outside in: slabs of activation rows; blocks of columns (rows of weights); chunks of K, for which the block's weights are
+//! unpacked to bytes that stay in the second cache; blocks of activation rows, whose part stays in the first; tiles. Sums of a
+//! block of columns stay in a strip, lanes first, until its last chunk, and only then are transposed into the output. The order
+//! of additions for an element of the output depends on K only.
 
 use std::ops::Range;
 
 use super::{
-    matrix::{ACT_GROUP, ActRows, MatrixRef, ROW_TILE, SUM_GROUP, Scratch},
-    pack::{CodePanel, STRIP_UNITS},
+    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
+    pack::PACK_ROWS,
     scalar::unreachable_float,
+    tile::Tile,
 };
 use crate::quant::{Block, GroupKind, with_block};
 
-/// Rows of activations that share one unpacking of the weights.
+/// Rows of activations that share one unpacking of the weights; a multiple of [`PACK_ROWS`].
 const SLAB_ROWS: usize = 512;
-/// Most elements of K in a chunk: a panel is 24 KiB then.
+/// Most elements of K in a chunk: a block of activations with scales takes 32 KiB then.
 const CHUNK: usize = 768;
-/// With up to this many rows of activations a panel is used so few times that reading long pieces of the rows matters more than
-/// where it lies: chunks are of [`LONG_CHUNK`] then.
-const FEW_ROWS: usize = 64;
-/// See [`FEW_ROWS`].
-const LONG_CHUNK: usize = 2048;
-/// What [`matmul`] takes from scratch at most: start values, codes, scales, minima and the strip.
+/// Most columns that are unpacked together.
+const BLOCK_COLS: usize = 240;
+/// Columns of a block are a multiple of this, which the rows of weights of every tile divide.
+const COL_STEP: usize = 12;
+/// Added to the stride of codes, so that the rows of a tile lie in different sets of the first cache.
+const PAD: usize = 64;
+/// What [`matmul`] takes from scratch at most: codes, scales, minima, strip and start values.
 pub(super) const SCRATCH_BYTES: usize = {
-    let (starts, long) = (SLAB_ROWS * CHUNK / SUM_GROUP * 4, FEW_ROWS * LONG_CHUNK / SUM_GROUP * 4);
-    let panel = LONG_CHUNK * ROW_TILE + 2 * LONG_CHUNK / SUM_GROUP * ROW_TILE * 4 + STRIP_UNITS * 4;
-    panel + if starts > long { starts } else { long }
+    let groups = CHUNK / SUM_GROUP;
+    let weights = BLOCK_COLS * (CHUNK + PAD + 2 * 4 * groups);
+    weights + SLAB_ROWS * BLOCK_COLS * 4 + groups * PACK_ROWS * 4
 };
 /// Bytes that a prefetch brings.
 const LINE: usize = 64;
 
-/// One tile: a few rows of activations against a panel. Pointers are at the chunk's first element; strides in elements.
-pub(super) struct GemmTile {
-    /// `[num_groups · 8][ROW_TILE]`, four codes each.
-    pub(super) codes: *const u32,
-    /// `[num_groups · 32 / GROUP][ROW_TILE]`
-    pub(super) scales: *const f32,
+const _: () = assert!(SLAB_ROWS.is_multiple_of(PACK_ROWS) && BLOCK_COLS.is_multiple_of(COL_STEP));
+
+/// Rows of weights, unpacked.
+pub(super) struct Unpacked<'a> {
+    /// `[BLOCK_COLS][code_stride]`
+    pub(super) codes: &'a mut [u8],
+    pub(super) code_stride: usize,
+    /// `[BLOCK_COLS][scale_stride]`
+    pub(super) scales: &'a mut [f32],
     /// As `scales`, for formats with minima.
-    pub(super) mins: *const f32,
-    /// Groups of 32 in the chunk.
-    pub(super) num_groups: usize,
-    /// i8 `[rows, q_stride]`
-    pub(super) q: *const i8,
-    pub(super) q_stride: usize,
-    /// `[rows, d_stride]`
-    pub(super) d: *const f32,
-    pub(super) d_stride: usize,
-    /// For each group of weights the bits of −offset · Σ x as i32 or, for formats with minima, of d · Σ x as f32: `[rows, aux_stride]`.
-    pub(super) aux: *const i32,
-    pub(super) aux_stride: usize,
-    /// `[rows, out_stride]`
-    pub(super) out: *mut f32,
-    pub(super) out_stride: usize,
-    /// Valid rows of weights in the panel.
-    pub(super) num_cols: usize,
-    /// Whether to add to what `out` holds.
-    pub(super) accumulate: bool,
+    pub(super) mins: &'a mut [f32],
+    pub(super) scale_stride: usize,
+}
+
+/// Which blocks to unpack: `num_blocks` from `first_block` on, of each row of `blocks`, `[rows][blocks_per_row]`.
+pub(super) struct Source<'a, B> {
+    pub(super) blocks: &'a [B],
+    pub(super) blocks_per_row: usize,
+    pub(super) first_block: usize,
+    pub(super) num_blocks: usize,
+}
+
+impl<'a, B> Source<'a, B> {
+    /// The blocks of each row.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &'a [B]> {
+        let range = self.first_block..self.first_block + self.num_blocks;
+        self.blocks.chunks_exact(self.blocks_per_row).map(move |row| &row[range.clone()])
+    }
 }
 
 /// What an ISA brings.
 pub(super) trait GemmIsa {
-    /// Most rows of activations in a tile.
-    const TILE_ROWS: usize;
+    /// 32-bit lanes of a register.
+    const LANES: usize;
+    /// Rows of weights in a tile of one register of activation rows, and of two; 0 where there is no such tile. They divide
+    /// [`COL_STEP`].
+    const TILE_COLS: [usize; 2];
 
-    /// [`super::pack::pack_codes`], compiled for the ISA.
+    /// Unpacks each row of `from` to a row of `to`.
     ///
     /// # Safety
     /// The CPU must have the ISA.
-    unsafe fn pack<B: Block>(
-        rows: &[B],
-        blocks_per_row: usize,
-        from: usize,
-        num_elements: usize,
-        panel: &mut CodePanel,
+    unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked);
+
+    /// See [`super::tile::prepare_aux`].
+    ///
+    /// # Safety
+    /// As there, and the CPU must have the ISA.
+    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32);
+
+    /// See [`super::pack::transpose`].
+    ///
+    /// # Safety
+    /// As there, and the CPU must have the ISA.
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
     );
 
     /// Asks for the cache line at `address`, which need not be valid.
     fn prefetch(address: *const u8);
 
-    /// Computes a tile of `tile_rows` rows, 1 to [`Self::TILE_ROWS`].
+    /// Computes a tile of `registers` registers of activation rows.
     ///
     /// # Safety
-    /// The CPU must have the ISA; the tile's pointers must be valid for its shapes, `out` for writes in `num_cols` columns.
-    unsafe fn tile<B: Block>(tile: &GemmTile, tile_rows: usize);
+    /// The CPU must have the ISA; the tile's pointers must be valid for its shapes.
+    unsafe fn tile<B: Block>(tile: &Tile, registers: usize);
+}
+
+/// [`GemmIsa::unpack`] through the formats' own scalar code, with `bias` subtracted from the codes. To be inlined into a function
+/// compiled for an ISA, where the compiler vectorises it.
+#[inline(always)]
+pub(super) fn unpack_blocks<B: Block>(from: &Source<B>, bias: u8, to: &mut Unpacked) {
+    let num_groups = B::LEN / B::GROUP;
+    let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
+    for (row, blocks) in from.rows().enumerate() {
+        let codes = to.codes[row * to.code_stride..].chunks_exact_mut(B::LEN);
+        for (i, (block, codes)) in blocks.iter().zip(codes).enumerate() {
+            block.unpack(codes, &mut scales, &mut mins);
+            if bias != 0 {
+                codes.iter_mut().for_each(|code| *code = code.wrapping_sub(bias));
+            }
+            let at = row * to.scale_stride + i * num_groups;
+            to.scales[at..at + num_groups].copy_from_slice(&scales[..num_groups]);
+            if matches!(B::KIND, GroupKind::Min) {
+                to.mins[at..at + num_groups].copy_from_slice(&mins[..num_groups]);
+            }
+        }
+    }
 }
 
 /// See `CpuKernels::matmul_q8`.
@@ -110,9 +153,8 @@ pub(super) unsafe fn matmul<I: GemmIsa>(
 }
 
 /// K in equal chunks of whole blocks, none above the limit (which every block divides).
-fn chunk_len<B: Block>(k: usize, num_rows: usize) -> usize {
-    let limit = if num_rows <= FEW_ROWS { LONG_CHUNK } else { CHUNK };
-    k.div_ceil(k.div_ceil(limit)).next_multiple_of(B::LEN.max(ACT_GROUP))
+fn chunk_len<B: Block>(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(CHUNK)).next_multiple_of(B::LEN.max(ACT_GROUP))
 }
 
 unsafe fn typed<B: Block, I: GemmIsa>(
@@ -123,81 +165,173 @@ unsafe fn typed<B: Block, I: GemmIsa>(
     stride: usize,
     scratch: &mut Scratch,
 ) {
-    let chunk = chunk_len::<B>(acts.k.max(1), acts.num_rows);
-    let groups = chunk / B::GROUP;
+    const { assert!(COL_STEP.is_multiple_of(I::TILE_COLS[0])) };
+    let Some(packed) = acts.packed.filter(|_| !rows.is_empty() && acts.k > 0) else { return };
+    let chunk = chunk_len::<B>(acts.k);
+    // Equal blocks of columns.
+    let block_cols = rows.len().div_ceil(rows.len().div_ceil(BLOCK_COLS)).next_multiple_of(COL_STEP);
+    let (code_stride, scale_stride) = (chunk + PAD, chunk / B::GROUP);
+    let num_blocks = acts.num_rows.div_ceil(PACK_ROWS);
     let mut carve = scratch.carve();
-    let aux = carve.take::<i32>(acts.num_rows * groups);
-    let mut panel = CodePanel {
-        codes: carve.take(chunk / 4 * ROW_TILE),
-        scales: carve.take(groups * ROW_TILE),
-        mins: carve.take(groups * ROW_TILE),
-        strip: carve.take(STRIP_UNITS),
+    let mut unpacked = Unpacked {
+        codes: carve.take(block_cols * code_stride),
+        code_stride,
+        scales: carve.take(block_cols * scale_stride),
+        mins: carve.take(block_cols * scale_stride),
+        scale_stride,
     };
+    let strip = carve.take::<f32>(num_blocks * block_cols * PACK_ROWS);
+    let aux = carve.take::<i32>(chunk / SUM_GROUP * PACK_ROWS);
     let blocks_per_row = acts.k / B::LEN;
-    let blocks: &[B] = bytemuck::cast_slice(w.data());
-    for from in (0..acts.k).step_by(chunk) {
-        let elements = chunk.min(acts.k - from);
-        let num_groups = elements / B::GROUP;
-        prepare_aux::<B>(acts, from, num_groups, aux);
-        for row in rows.clone().step_by(ROW_TILE) {
-            let num_cols = ROW_TILE.min(rows.end - row);
-            let panel_rows = &blocks[row * blocks_per_row..(row + num_cols) * blocks_per_row];
+    let all: &[B] = bytemuck::cast_slice(w.data());
+    for first in rows.clone().step_by(block_cols) {
+        let cols = first..rows.end.min(first + block_cols);
+        for from in (0..acts.k).step_by(chunk) {
+            let elements = chunk.min(acts.k - from);
+            let source = Source {
+                blocks: &all[cols.start * blocks_per_row..cols.end * blocks_per_row],
+                blocks_per_row,
+                first_block: from / B::LEN,
+                num_blocks: elements / B::LEN,
+            };
             // SAFETY: the CPU is the caller's promise.
-            unsafe { I::pack::<B>(panel_rows, blocks_per_row, from, elements, &mut panel) };
-            // The next panel's weights come while this one is used, some lines before each tile: 32 short pieces of memory
-            // are more than the hardware's prefetchers follow.
-            let next = (row + ROW_TILE).min(rows.end)..(row + 2 * ROW_TILE).min(rows.end);
-            let mut next_lines = next.flat_map(|row| {
-                let first = (row * blocks_per_row + from / B::LEN) * size_of::<B>();
-                (first..first + elements / B::LEN * size_of::<B>()).step_by(LINE)
-            });
-            let num_tiles = acts.num_rows.div_ceil(I::TILE_ROWS);
-            let lines_per_tile = (ROW_TILE * (elements / B::LEN * size_of::<B>()).div_ceil(LINE)).div_ceil(num_tiles);
-            let mut m = 0;
-            while m < acts.num_rows {
-                // As even as possible: a tile of one or two rows could not hide the latency of its instructions.
-                for line in next_lines.by_ref().take(lines_per_tile) {
-                    I::prefetch(w.data().as_ptr().wrapping_add(line));
+            unsafe { I::unpack::<B>(&source, &mut unpacked) };
+            let tiles_cols = cols.len().next_multiple_of(COL_STEP);
+            let num_tiles = num_blocks * tiles_cols / I::TILE_COLS[1].max(I::TILE_COLS[0]);
+            let mut ahead = Ahead::new::<B>(w, &rows, &cols, block_cols, from, chunk, num_tiles);
+            for block in 0..num_blocks {
+                let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
+                // SAFETY: the block's activations from element `from` on; `aux` holds a chunk's groups.
+                unsafe {
+                    let at = (block * acts.k + from) * PACK_ROWS;
+                    let (q, d) = (packed.q.as_ptr().add(at), packed.d.as_ptr().add(at / ACT_GROUP));
+                    I::prepare_aux::<B>(q, d, elements / ACT_GROUP, aux.as_mut_ptr());
+                    let part = Part {
+                        weights: &unpacked,
+                        num_cols: tiles_cols,
+                        num_groups: elements / ACT_GROUP,
+                        num_rows,
+                        q,
+                        d,
+                        aux: aux.as_ptr(),
+                        sums: strip.as_mut_ptr().add(block * block_cols * PACK_ROWS),
+                        accumulate: from > 0,
+                    };
+                    tiles::<B, I>(&part, &mut ahead);
                 }
-                let left = acts.num_rows - m;
-                let tile_rows = left.div_ceil(left.div_ceil(I::TILE_ROWS));
-                let tile = GemmTile {
-                    codes: panel.codes.as_ptr(),
-                    scales: panel.scales.as_ptr(),
-                    mins: panel.mins.as_ptr(),
-                    num_groups: elements / ACT_GROUP,
-                    q: acts.q[m * acts.k + from..].as_ptr(),
-                    q_stride: acts.k,
-                    d: acts.d[(m * acts.k + from) / ACT_GROUP..].as_ptr(),
-                    d_stride: acts.k / ACT_GROUP,
-                    aux: aux[m * num_groups..].as_ptr(),
-                    aux_stride: num_groups,
-                    // SAFETY: element (m, row) of the caller's `out`.
-                    out: unsafe { out.add(m * stride + row) },
-                    out_stride: stride,
-                    num_cols,
-                    accumulate: from > 0,
-                };
-                // SAFETY: pointers are into slices of the shapes that the fields state; `out` is the caller's promise.
-                unsafe { I::tile::<B>(&tile, tile_rows) };
-                m += tile_rows;
+            }
+        }
+        for block in 0..num_blocks {
+            let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
+            // SAFETY: the strip's rows are columns of the output, `cols` of them; the caller owns those elements of `out`.
+            unsafe {
+                let sums = strip.as_ptr().add(block * block_cols * PACK_ROWS).cast();
+                let out = out.add(block * PACK_ROWS * stride + cols.start).cast();
+                I::transpose(sums, PACK_ROWS, cols.len(), num_rows, out, stride);
             }
         }
     }
 }
 
-/// See [`GemmTile::aux`]: `[num_rows, num_groups]` from element `from` on.
-fn prepare_aux<B: Block>(acts: &ActRows, from: usize, num_groups: usize, aux: &mut [i32]) {
-    let per_group = B::GROUP / SUM_GROUP;
-    for (m, aux) in aux.chunks_exact_mut(num_groups).take(acts.num_rows).enumerate() {
-        let sums = &acts.sums[(m * acts.k + from) / SUM_GROUP..][..num_groups * per_group];
-        let d = &acts.d[(m * acts.k + from) / ACT_GROUP..];
-        for (group, (aux, sums)) in aux.iter_mut().zip(sums.chunks_exact(per_group)).enumerate() {
-            let sum: i32 = sums.iter().map(|&sum| i32::from(sum)).sum();
-            *aux = match B::KIND {
-                GroupKind::Offset(offset) => -i32::from(offset) * sum,
-                GroupKind::Min => (d[group * B::GROUP / ACT_GROUP] * sum as f32).to_bits() as i32,
-            };
+/// A chunk of a block of columns and of a block of activation rows.
+struct Part<'a> {
+    weights: &'a Unpacked<'a>,
+    /// A multiple of [`COL_STEP`].
+    num_cols: usize,
+    num_groups: usize,
+    num_rows: usize,
+    q: *const i8,
+    d: *const f32,
+    aux: *const i32,
+    /// `[num_cols][PACK_ROWS]`
+    sums: *mut f32,
+    accumulate: bool,
+}
+
+/// # Safety
+/// Pointers must be valid for the shapes; the CPU must have the ISA.
+unsafe fn tiles<B: Block, I: GemmIsa>(part: &Part, ahead: &mut Ahead) {
+    let num_registers = part.num_rows.div_ceil(I::LANES);
+    let mut register = 0;
+    while register < num_registers {
+        let registers = if I::TILE_COLS[1] > 0 && num_registers - register > 1 { 2 } else { 1 };
+        let cols = I::TILE_COLS[registers - 1];
+        let lane = register * I::LANES;
+        for col in (0..part.num_cols).step_by(cols) {
+            ahead.ask::<I>();
+            // SAFETY: columns col ..+ cols of the unpacked weights, lanes of the block from `lane` on.
+            unsafe {
+                let weights = part.weights;
+                let tile = Tile {
+                    codes: weights.codes.as_ptr().add(col * weights.code_stride),
+                    code_stride: weights.code_stride,
+                    scales: weights.scales.as_ptr().add(col * weights.scale_stride),
+                    mins: weights.mins.as_ptr().add(col * weights.scale_stride),
+                    scale_stride: weights.scale_stride,
+                    num_groups: part.num_groups,
+                    q: part.q.add(lane * 4),
+                    d: part.d.add(lane),
+                    aux: part.aux.add(lane),
+                    sums: part.sums.add(col * PACK_ROWS + lane),
+                    accumulate: part.accumulate,
+                };
+                I::tile::<B>(&tile, registers);
+            }
+        }
+        register += registers;
+    }
+}
+
+/// The weights that are unpacked next come while these are used, some lines before each tile: short pieces of many rows are more
+/// than the hardware's prefetchers follow.
+struct Ahead {
+    at: *const u8,
+    row_bytes: usize,
+    /// Bytes of a row that are wanted, and the next of them.
+    piece: usize,
+    offset: usize,
+    rows_left: usize,
+    lines_per_tile: usize,
+}
+
+impl Ahead {
+    fn new<B: Block>(
+        w: &MatrixRef,
+        rows: &Range<usize>,
+        cols: &Range<usize>,
+        block_cols: usize,
+        from: usize,
+        chunk: usize,
+        num_tiles: usize,
+    ) -> Self {
+        let (next, from) = if from + chunk < w.cols() {
+            (cols.clone(), from + chunk)
+        } else {
+            (cols.end..rows.end.min(cols.end + block_cols), 0)
+        };
+        let piece = chunk.min(w.cols() - from) / B::LEN * size_of::<B>();
+        Self {
+            at: w.data().as_ptr().wrapping_add(next.start * w.row_bytes() + from / B::LEN * size_of::<B>()),
+            row_bytes: w.row_bytes(),
+            piece,
+            offset: 0,
+            rows_left: next.len(),
+            lines_per_tile: (next.len() * piece.div_ceil(LINE)).div_ceil(num_tiles.max(1)),
+        }
+    }
+
+    #[inline(always)]
+    fn ask<I: GemmIsa>(&mut self) {
+        for _ in 0..self.lines_per_tile {
+            if self.rows_left == 0 {
+                return;
+            }
+            I::prefetch(self.at.wrapping_add(self.offset));
+            self.offset += LINE;
+            if self.offset >= self.piece {
+                (self.offset, self.rows_left) = (0, self.rows_left - 1);
+                self.at = self.at.wrapping_add(self.row_bytes);
+            }
         }
     }
 }

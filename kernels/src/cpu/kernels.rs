@@ -22,6 +22,8 @@ pub struct CpuKernels {
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),
     pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
+    /// See `pack::transpose`.
+    pub(super) transpose: unsafe fn(*const u32, usize, usize, usize, *mut u32, usize),
 }
 
 impl CpuKernels {
@@ -96,7 +98,8 @@ impl CpuKernels {
     /// there are at most [`super::DECODE_ROWS`] of them, or more.
     ///
     /// # Panics
-    /// If the shapes don't fit together, the type is a float, or `scratch` was made for a smaller K.
+    /// If the shapes don't fit together, the type is a float, `scratch` was made for a smaller K, or there are more than
+    /// [`super::DECODE_ROWS`] rows that aren't packed.
     ///
     /// # Safety
     /// `out[m · out_stride + n]` must be valid for writes for all those m and n, and nobody else may touch them meanwhile.
@@ -114,6 +117,7 @@ impl CpuKernels {
             Self::matmul_q8_supported(w.dtype())
                 && acts.is_consistent()
                 && acts.k == w.cols()
+                && (acts.num_rows <= super::DECODE_ROWS || acts.packed.is_some())
                 && rows.start <= rows.end
                 && rows.end <= w.rows()
                 && w.cols() <= scratch.max_k(),

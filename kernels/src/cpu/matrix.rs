@@ -1,11 +1,12 @@
 //! What goes into a matmul: weights as they lie in a file, quantised activations, and memory to work in.
 
+use super::pack::{PACK_ROWS, PackedActs};
 use crate::{
     error::{Error, Result},
     quant::QuantType,
 };
 
-/// Rows of weights that a kernel unpacks together: partition N in multiples of it.
+/// Partition N in multiples of it: what a kernel works on at a time, with some room for choice.
 pub const ROW_TILE: usize = 32;
 
 /// Elements that share a scale in [`ActRows`]: K must be a multiple of it.
@@ -72,8 +73,8 @@ impl<'a> MatrixRef<'a> {
     }
 }
 
-/// Activations in 8 bits, as `CpuKernels::quantize_act_row` makes them: `x ≈ d · q`, with one `d` for 32 elements and `q` in
-/// −127..=127. A group that holds an infinity or a NaN has `q` = 0 and such a `d`, so that the result is NaN too.
+/// Activations in 8 bits, as `CpuKernels::quantize_act_row` makes them: `x ≈ d · q`, with one `d` of at most 22
+/// significant bits for 32 elements and `q` in −127..=127. A group that holds an infinity or a NaN has `q` = 0 and such a `d`, so that the result is NaN too.
 #[derive(Debug, Clone, Copy)]
 pub struct ActRows<'a> {
     /// M.
@@ -87,10 +88,12 @@ pub struct ActRows<'a> {
     /// Sums of `q` over 16 elements each, exact: `[num_rows, k / 16]`. Integers, because weights with an offset need them as
     /// such; 16, because that is the smallest group of any weight type.
     pub sums: &'a [i16],
+    /// The same rows packed, for a matmul of more than [`super::DECODE_ROWS`].
+    pub packed: Option<PackedActs<'a>>,
 }
 
 impl<'a> ActRows<'a> {
-    /// Rows `range` of these.
+    /// Rows `range` of these; packed too if they were and the range starts at a block.
     pub fn rows(&self, range: std::ops::Range<usize>) -> Self {
         let part = |width: usize| range.start * width..range.end * width;
         Self {
@@ -99,6 +102,7 @@ impl<'a> ActRows<'a> {
             q: &self.q[part(self.k)],
             d: &self.d[part(self.k / ACT_GROUP)],
             sums: &self.sums[part(self.k / SUM_GROUP)],
+            packed: self.packed.and_then(|packed| packed.rows(range.clone(), self.k)),
         }
     }
 
@@ -108,6 +112,9 @@ impl<'a> ActRows<'a> {
             && self.num_rows.checked_mul(self.k) == Some(self.q.len())
             && self.d.len() == self.num_rows * (self.k / ACT_GROUP)
             && self.sums.len() == self.num_rows * (self.k / SUM_GROUP)
+            && self
+                .packed
+                .is_none_or(|packed| [packed.q.len(), packed.d.len()] == PackedActs::lengths(self.num_rows, self.k))
     }
 }
 
@@ -119,6 +126,8 @@ pub struct ActBuffer {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
+    packed_q: Vec<i8>,
+    packed_d: Vec<f32>,
 }
 
 impl ActBuffer {
@@ -143,13 +152,42 @@ impl ActBuffer {
         for ((x, q), (d, sums)) in rows.zip(scales) {
             kernels.quantize_act_row(x, q, d, sums);
         }
+        self.pack(kernels);
         Ok(self.rows())
+    }
+
+    /// Packs the rows, where a matmul will want that.
+    fn pack(&mut self, kernels: &super::CpuKernels) {
+        let (num_rows, k) = (self.num_rows, self.k);
+        let packed_rows = if num_rows > super::DECODE_ROWS { num_rows } else { 0 };
+        let [q_len, d_len] = PackedActs::lengths(packed_rows, k);
+        self.packed_q.resize(q_len, 0);
+        self.packed_d.resize(d_len, 0.0);
+        let (mut packed_q, mut packed_d) = (std::mem::take(&mut self.packed_q), std::mem::take(&mut self.packed_d));
+        let acts = self.rows();
+        let blocks =
+            packed_q.chunks_exact_mut(PACK_ROWS * k).zip(packed_d.chunks_exact_mut(PACK_ROWS * (k / ACT_GROUP)));
+        for (first, (q, d)) in (0..packed_rows).step_by(PACK_ROWS).zip(blocks) {
+            let rows = acts.rows(first..num_rows.min(first + PACK_ROWS));
+            // SAFETY: a whole block each, borrowed mutably.
+            unsafe { kernels.pack_acts(&rows, 0, q.as_mut_ptr(), d.as_mut_ptr()) };
+        }
+        (self.packed_q, self.packed_d) = (packed_q, packed_d);
     }
 
     /// What was quantised last.
     pub fn rows(&self) -> ActRows<'_> {
-        ActRows { num_rows: self.num_rows, k: self.k, q: &self.q, d: &self.d, sums: &self.sums }
+        let packed = PackedActs { q: &self.packed_q, d: &self.packed_d };
+        let packed = (self.num_rows > super::DECODE_ROWS && !packed.q.is_empty()).then_some(packed);
+        ActRows { num_rows: self.num_rows, k: self.k, q: &self.q, d: &self.d, sums: &self.sums, packed }
     }
+}
+
+/// The scale of a group whose largest magnitude is `largest`: a 127th of it with at most 22 significant bits, which is what makes
+/// the arithmetic of the GEMM exact (`tile.rs`).
+#[inline(always)]
+pub(super) fn scale_of(largest: f32) -> f32 {
+    f32::from_bits((largest / 127.0).to_bits() & !3)
 }
 
 /// A cache line.

@@ -5,7 +5,8 @@
 //! | `isa.rs` | [`Isa`]: the levels that kernels are written for, and detection |
 //! | `kernels.rs` | [`CpuKernels`]: the table, and wrappers that check shapes |
 //! | `matrix.rs` | [`MatrixRef`], [`ActRows`], [`Scratch`]: what goes into a matmul |
-//! | `gemm.rs`, `float.rs`, `pack.rs` | loops of the large matmuls and panels of weights, shared by the ISAs |
+//! | `gemm.rs`, `tile.rs`, `float.rs` | loops and tiles of the large matmuls, shared by the ISAs |
+//! | `pack.rs` | activations packed for them |
 //! | `scalar/`, `avx2/`, `avx512/`, `neon/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
 //! | [`attention`], [`kv`] | online-softmax attention over the paged cache, and the cache's element types |
@@ -35,6 +36,7 @@ mod simd;
 pub mod team;
 #[cfg(test)]
 mod tests;
+mod tile;
 pub mod topology;
 pub mod vector;
 #[cfg(test)]
@@ -44,6 +46,7 @@ pub use isa::{Isa, detected_features};
 pub use kernels::CpuKernels;
 use kernels::dequantize_checked;
 pub use matrix::{ACT_GROUP, ActBuffer, ActRows, MatrixRef, ROW_TILE, SUM_GROUP, Scratch};
+pub use pack::{PACK_ROWS, PackedActs};
 
 /// Rows of activations up to which a matmul reads the weights as they lie in the file. With more, it unpacks a panel of
 /// them first.

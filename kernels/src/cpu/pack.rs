@@ -1,101 +1,86 @@
-//! Panels: [`ROW_TILE`] rows of weights side by side, so that a register holds the same four codes (or one f32) of many rows.
-//!
-//! A panel is `[units][ROW_TILE]` of 32 bits: unit `u` of a row is codes `4·u ..+ 4`, or element `u` in f32. Unpacking is the
-//! formats' own scalar code, compiled for each ISA; only the transpose is written for one.
+//! Activations packed for the large GEMM: lanes are rows, so the same four elements of [`PACK_ROWS`] rows lie side by side.
 
-use super::matrix::ROW_TILE;
-use crate::quant::{Block, GroupKind};
+use super::{
+    CpuKernels,
+    matrix::{ACT_GROUP, ActRows},
+};
 
-/// Elements of a row that are unpacked at a time: a block of the largest formats.
-pub(super) const STRIP: usize = 256;
+/// Rows of a block.
+pub const PACK_ROWS: usize = 32;
 
-/// Units of [`CodePanel::strip`]: for each row two blocks' worth of codes and two registers of scales, which is what the AVX-512
-/// code wants; the code here needs `STRIP` bytes.
-pub(super) const STRIP_UNITS: usize = ROW_TILE * (2 * STRIP / 4 + 32);
-
-/// Where a panel of codes goes: some elements of `ROW_TILE` rows.
-pub(super) struct CodePanel<'a> {
-    /// `[elements / 4][ROW_TILE]`, four codes each.
-    pub(super) codes: &'a mut [u32],
-    /// `[elements / GROUP][ROW_TILE]`
-    pub(super) scales: &'a mut [f32],
-    /// As `scales`, for formats with minima.
-    pub(super) mins: &'a mut [f32],
-    /// `STRIP_UNITS` to work in.
-    pub(super) strip: &'a mut [u32],
+/// Quantised rows in blocks of [`PACK_ROWS`]; lanes of the last that have no row may hold anything. Which lanes a register takes is the ISA's affair.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedActs<'a> {
+    /// `[blocks][k / 4][PACK_ROWS][4]`
+    pub q: &'a [i8],
+    /// `[blocks][k / 32][PACK_ROWS]`
+    pub d: &'a [f32],
 }
 
-impl CodePanel<'_> {
-    /// Makes the rows behind `num_rows` zero.
-    pub(super) fn clear_if_partial(&mut self, num_rows: usize) {
-        if num_rows < ROW_TILE {
-            self.strip.fill(0);
-            self.scales.fill(0.0);
-            self.mins.fill(0.0);
+impl<'a> PackedActs<'a> {
+    /// Lengths of `q` and `d` for that many rows.
+    pub fn lengths(num_rows: usize, k: usize) -> [usize; 2] {
+        let rows = num_rows.next_multiple_of(PACK_ROWS);
+        [rows * k, rows * (k / ACT_GROUP)]
+    }
+
+    /// Blocks of rows `range`; `None` if it starts inside a block.
+    pub(super) fn rows(&self, range: std::ops::Range<usize>, k: usize) -> Option<Self> {
+        let first = Self::lengths(range.start, k);
+        let end = Self::lengths(range.end, k);
+        range
+            .start
+            .is_multiple_of(PACK_ROWS)
+            .then(|| Self { q: &self.q[first[0]..end[0]], d: &self.d[first[1]..end[1]] })
+    }
+}
+
+impl CpuKernels {
+    /// Packs the rows of `acts` from `first_lane` of a block on: `q` is `[k / 4][PACK_ROWS][4]`, `d` is `[k / 32][PACK_ROWS]`. Other
+    /// lanes are left alone: results of lanes without a row go nowhere.
+    ///
+    /// # Panics
+    /// If `acts` are more rows than the block has from `first_lane` on, or other lengths don't fit.
+    ///
+    /// # Safety
+    /// `q` and `d` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
+    pub unsafe fn pack_acts(&self, acts: &ActRows, first_lane: usize, q: *mut i8, d: *mut f32) {
+        let (k, num_rows) = (acts.k, acts.num_rows);
+        assert!(acts.is_consistent() && first_lane + num_rows <= PACK_ROWS, "pack_acts: {num_rows} from {first_lane}");
+        // SAFETY: the CPU has the ISA (type's invariant); rows of `acts` have K / 4 units and K / 32 scales (just asserted), and the
+        // block is the caller's promise. An i8 pointer to units is read and written at any alignment.
+        unsafe {
+            let lanes: *mut u32 = q.cast::<u32>().add(first_lane);
+            (self.transpose)(acts.q.as_ptr().cast(), k / 4, num_rows, k / 4, lanes, PACK_ROWS);
+            let groups = k / ACT_GROUP;
+            (self.transpose)(
+                acts.d.as_ptr().cast(),
+                groups,
+                num_rows,
+                groups,
+                d.cast::<u32>().add(first_lane),
+                PACK_ROWS,
+            );
         }
     }
 }
 
-/// Turns rows of units into a panel.
-pub(super) trait Transpose {
-    /// `rows` is `[ROW_TILE][stride]`; its first `num_units` columns become `panel`, `[num_units][ROW_TILE]`. Whole groups of 16
-    /// columns are read, so `stride` covers `num_units` rounded up.
-    ///
-    /// # Panics
-    /// If the slices are too short.
-    ///
-    /// # Safety
-    /// The CPU must have the implementation's features.
-    unsafe fn transpose(rows: &[u32], stride: usize, num_units: usize, panel: &mut [u32]);
-}
-
-/// What [`Transpose::transpose`] asserts.
-#[inline(always)]
-pub(super) fn assert_transpose(rows: &[u32], stride: usize, num_units: usize, panel: &[u32]) {
-    assert!(
-        stride >= num_units.next_multiple_of(16)
-            && rows.len() >= ROW_TILE * stride
-            && panel.len() >= num_units * ROW_TILE,
-        "transpose: {} units in rows of {stride}, {} to {}",
-        num_units,
-        rows.len(),
-        panel.len(),
-    );
-}
-
-/// Packs elements `from ..+ num_elements` (whole blocks) of up to `ROW_TILE` rows of blocks; rows that there are not become
-/// zero. To be inlined into a function compiled for an ISA.
+/// `to[u · to_stride + r] = rows[r · stride + u]` for `r < num_rows` and `u < num_units`: what every ISA does faster.
 ///
 /// # Safety
-/// As [`Transpose::transpose`].
-#[inline(always)]
-pub(super) unsafe fn pack_codes<B: Block, T: Transpose>(
-    rows: &[B],
-    blocks_per_row: usize,
-    from: usize,
-    num_elements: usize,
-    panel: &mut CodePanel,
+/// Both pointers must be valid for those elements, at any alignment; they must not overlap.
+pub(super) unsafe fn transpose(
+    rows: *const u32,
+    stride: usize,
+    num_rows: usize,
+    num_units: usize,
+    to: *mut u32,
+    to_stride: usize,
 ) {
-    panel.clear_if_partial(rows.len() / blocks_per_row);
-    let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-    for strip in (0..num_elements).step_by(STRIP) {
-        let elements = STRIP.min(num_elements - strip);
-        let codes: &mut [u8] = bytemuck::cast_slice_mut(panel.strip);
-        for (r, blocks) in rows.chunks_exact(blocks_per_row).enumerate() {
-            let first = (from + strip) / B::LEN;
-            let blocks = &blocks[first..first + elements / B::LEN];
-            for (b, (block, codes)) in blocks.iter().zip(codes[r * STRIP..].chunks_exact_mut(B::LEN)).enumerate() {
-                block.unpack(codes, &mut scales, &mut mins);
-                let group = (strip + b * B::LEN) / B::GROUP;
-                for i in 0..B::LEN / B::GROUP {
-                    panel.scales[(group + i) * ROW_TILE + r] = scales[i];
-                    if matches!(B::KIND, GroupKind::Min) {
-                        panel.mins[(group + i) * ROW_TILE + r] = mins[i];
-                    }
-                }
-            }
+    for u in 0..num_units {
+        for r in 0..num_rows {
+            // SAFETY: inside the caller's shapes.
+            unsafe { to.add(u * to_stride + r).write_unaligned(rows.add(r * stride + u).read_unaligned()) };
         }
-        // SAFETY: the caller's promise.
-        unsafe { T::transpose(panel.strip, STRIP / 4, elements / 4, &mut panel.codes[strip / 4 * ROW_TILE..]) };
     }
 }

@@ -255,7 +255,12 @@ fn matmul_q8_at_the_extremes() {
                     let q: Vec<i8> = (0..m * k).map(pattern).collect();
                     let sums: Vec<i16> = q.chunks(16).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
                     let d = vec![1.0; m * k / 32];
-                    let acts = ActRows { num_rows: m, k, q: &q, d: &d, sums: &sums };
+                    let mut acts = ActRows { num_rows: m, k, q: &q, d: &d, sums: &sums, packed: None };
+                    let [q_len, d_len] = PackedActs::lengths(m, k);
+                    let (mut packed_q, mut packed_d) = (vec![0; q_len], vec![f32::NAN; d_len]);
+                    // SAFETY: one block, m ≤ 32.
+                    unsafe { kernels[0].pack_acts(&acts, 0, packed_q.as_mut_ptr(), packed_d.as_mut_ptr()) };
+                    acts.packed = Some(PackedActs { q: &packed_q, d: &packed_d });
                     let exact = all_exact_q8(&case, &acts);
                     for kernels in &kernels {
                         check_q8(kernels, &case, &acts, &exact);

@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use crate::cpu::matrix::scale_of;
+
 /// See `CpuKernels::quantize_act_row`. Magnitudes are compared as integers, where NaN > infinity > all numbers.
 ///
 /// # Safety
@@ -24,7 +26,7 @@ pub(super) unsafe fn quantize_act_row(x: &[f32], q: &mut [i8], d: &mut [f32], su
         let inverse = 127.0 / largest;
         let is_usable = inverse.is_normal();
         *d = if is_usable {
-            largest / 127.0
+            scale_of(largest)
         } else if largest.is_finite() {
             0.0
         } else {

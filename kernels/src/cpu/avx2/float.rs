@@ -1,18 +1,18 @@
-//! f32 arithmetic. Dot products: `R` rows of weights × `M` of activations, one chain of multiply-adds each. Tiles: two registers
-//! of 8 weights × up to 6 rows of activations.
+//! f32 arithmetic. Dot products: `R` rows of weights × `M` of activations, one chain of multiply-adds each. Tiles: 6 rows of
+//! weights × two registers of activation rows, or 12 × 1.
 
 use core::arch::x86_64::*;
 
 use super::{
     Avx2,
     decode::sum,
-    gemm::{lanes, store},
+    gemm::{Lanes, lanes, transpose},
 };
 use crate::{
     cpu::{
         dequantize_checked,
         float::{FloatIsa, FloatJob},
-        matrix::ROW_TILE,
+        tile::{self, FloatTile},
     },
     quant::QuantType,
 };
@@ -172,7 +172,8 @@ unsafe fn widen_row<E: Element>(src: &[u8], dst: &mut [f32]) {
 }
 
 impl FloatIsa for Avx2 {
-    const TILE_ROWS: usize = 6;
+    const LANES: usize = 8;
+    const TILE_COLS: [usize; 2] = [12, 6];
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dequantize_row(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
@@ -198,44 +199,32 @@ impl FloatIsa for Avx2 {
         }
     }
 
-    unsafe fn tile(panel: *const f32, job: &FloatJob, num_cols: usize, accumulate: bool, tile_rows: usize) {
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
+    ) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
+    }
+
+    unsafe fn tile(tile: &FloatTile, registers: usize) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
-            match tile_rows {
-                1 => gemm_tile::<1>(panel, job, num_cols, accumulate),
-                2 => gemm_tile::<2>(panel, job, num_cols, accumulate),
-                3 => gemm_tile::<3>(panel, job, num_cols, accumulate),
-                4 => gemm_tile::<4>(panel, job, num_cols, accumulate),
-                5 => gemm_tile::<5>(panel, job, num_cols, accumulate),
-                _ => gemm_tile::<6>(panel, job, num_cols, accumulate),
+            match registers {
+                1 => compute::<1, 12>(tile),
+                _ => compute::<2, 6>(tile),
             }
         }
     }
 }
 
-/// `M` rows of activations against a panel `[job.k][ROW_TILE]`, of which `num_cols` columns are wanted.
+/// [`tile::compute_float`] of `N` rows of weights.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn gemm_tile<const M: usize>(panel: *const f32, job: &FloatJob, num_cols: usize, accumulate: bool) {
-    // SAFETY: the caller's panel and rows; stores are masked to `num_cols`.
-    unsafe {
-        for col in (0..num_cols).step_by(16) {
-            let mut acc = [[_mm256_setzero_ps(); 2]; M];
-            for i in 0..job.k {
-                let w0 = _mm256_loadu_ps(panel.add(i * ROW_TILE + col));
-                let w1 = _mm256_loadu_ps(panel.add(i * ROW_TILE + col + 8));
-                for m in 0..M {
-                    let x = _mm256_set1_ps(*job.x.add(m * job.x_stride + i));
-                    acc[m][0] = _mm256_fmadd_ps(w0, x, acc[m][0]);
-                    acc[m][1] = _mm256_fmadd_ps(w1, x, acc[m][1]);
-                }
-            }
-            for m in 0..M {
-                for half in 0..2 {
-                    let wanted = num_cols.saturating_sub(col + 8 * half);
-                    let out = job.out.wrapping_add(m * job.out_stride + col + 8 * half);
-                    store(out, lanes(wanted), acc[m][half], accumulate);
-                }
-            }
-        }
-    }
+unsafe fn compute<const R: usize, const N: usize>(tile: &FloatTile) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe { tile::compute_float::<Lanes, R, N>(tile) }
 }

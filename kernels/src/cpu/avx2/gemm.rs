@@ -1,4 +1,4 @@
-//! The tile of the 8-bit GEMM: 8 rows of weights × up to 4 rows of activations at a time, and the transpose for panels.
+//! The 8-bit GEMM: what `cpu/gemm.rs` and `cpu/tile.rs` want of an ISA.
 //!
 //! `vpmaddubsw` gives sums of two products in 16 bits. As many of them as can't overflow are added before they are widened:
 //! `STEPS · 2 · MAX_CODE · 127 < 2^15` gives 8 steps for 4-bit codes, 4 for 5 bits, 2 for 6. 8-bit codes would saturate at once:
@@ -9,9 +9,10 @@ use core::arch::x86_64::*;
 use super::Avx2;
 use crate::{
     cpu::{
-        gemm::{GemmIsa, GemmTile},
-        matrix::{ACT_GROUP, ROW_TILE, SUM_GROUP},
-        pack::{CodePanel, Transpose, assert_transpose, pack_codes},
+        gemm::{GemmIsa, Source, Unpacked, unpack_blocks},
+        matrix::{ACT_GROUP, SUM_GROUP},
+        pack::PACK_ROWS,
+        tile::{self, Tile, TileLanes},
     },
     quant::{Block, GroupKind},
 };
@@ -27,21 +28,65 @@ const fn steps(max: u8) -> usize {
     }
     steps
 }
-const _: () = assert!(steps(15) == 8 && steps(31) == 4 && steps(63) == 2 && steps(255) == SIGNED);
+const _: () = assert!(steps(15) == 8 && steps(31) == 4 && steps(63) == 2 && steps(64) == 2 && steps(65) == SIGNED);
+
+/// Calls `$function::<GROUP, MIN, MAX, ..>` for a type's group, kind and largest code, rounded up to one that [`steps`] tells apart.
+macro_rules! by_kind {
+    ($block:ident, $function:ident [$($more:tt)*] ($($arg:expr),*)) => {
+        match ($block::KIND, $block::GROUP) {
+            (GroupKind::Offset(_), ACT_GROUP) => by_kind!(@max $block, $function [ACT_GROUP, false] [$($more)*] ($($arg),*)),
+            (GroupKind::Offset(_), _) => by_kind!(@max $block, $function [SUM_GROUP, false] [$($more)*] ($($arg),*)),
+            (GroupKind::Min, ACT_GROUP) => by_kind!(@max $block, $function [ACT_GROUP, true] [$($more)*] ($($arg),*)),
+            (GroupKind::Min, _) => by_kind!(@max $block, $function [SUM_GROUP, true] [$($more)*] ($($arg),*)),
+        }
+    };
+    (@max $block:ident, $function:ident [$group:ident, $min:literal] [$($more:tt)*] ($($arg:expr),*)) => {
+        match steps($block::MAX_CODE) {
+            8 => $function::<$group, $min, 15, $($more)*>($($arg),*),
+            4 => $function::<$group, $min, 31, $($more)*>($($arg),*),
+            2 => $function::<$group, $min, 63, $($more)*>($($arg),*),
+            _ => $function::<$group, $min, 255, $($more)*>($($arg),*),
+        }
+    };
+}
 
 impl GemmIsa for Avx2 {
-    const TILE_ROWS: usize = 4;
+    const LANES: usize = 8;
+    const TILE_COLS: [usize; 2] = [4, 2];
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn pack<B: Block>(
-        rows: &[B],
-        blocks_per_row: usize,
-        from: usize,
-        num_elements: usize,
-        panel: &mut CodePanel,
+    unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
+        unpack_blocks(from, Lanes::bias(B::MAX_CODE), to);
+    }
+
+    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+        let bias = i32::from(Lanes::bias(B::MAX_CODE));
+        let offset = match B::KIND {
+            GroupKind::Offset(offset) => i32::from(offset) - bias,
+            GroupKind::Min => 0,
+        };
+        debug_assert!(B::KIND != GroupKind::Min || bias == 0, "minima are for small codes");
+        // SAFETY: the caller's promises, passed on.
+        unsafe {
+            match (B::KIND, B::GROUP) {
+                (GroupKind::Offset(_), ACT_GROUP) => aux_of::<ACT_GROUP, false>(offset, q, d, num_groups, aux),
+                (GroupKind::Offset(_), _) => aux_of::<SUM_GROUP, false>(offset, q, d, num_groups, aux),
+                (GroupKind::Min, ACT_GROUP) => aux_of::<ACT_GROUP, true>(offset, q, d, num_groups, aux),
+                (GroupKind::Min, _) => aux_of::<SUM_GROUP, true>(offset, q, d, num_groups, aux),
+            }
+        }
+    }
+
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
     ) {
-        // SAFETY: same features.
-        unsafe { pack_codes::<B, Self>(rows, blocks_per_row, from, num_elements, panel) };
+        // SAFETY: the caller's promises, passed on.
+        unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
     }
 
     #[inline(always)]
@@ -50,106 +95,155 @@ impl GemmIsa for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
-    unsafe fn tile<B: Block>(tile: &GemmTile, tile_rows: usize) {
-        macro_rules! by_steps {
-            ($group:ident, $min:literal) => {
-                match steps(B::MAX_CODE) {
-                    8 => by_rows::<$group, $min, 8>(tile, tile_rows),
-                    4 => by_rows::<$group, $min, 4>(tile, tile_rows),
-                    2 => by_rows::<$group, $min, 2>(tile, tile_rows),
-                    _ => by_rows::<$group, $min, SIGNED>(tile, tile_rows),
-                }
-            };
-        }
+    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
-            match (B::KIND, B::GROUP) {
-                (GroupKind::Offset(_), ACT_GROUP) => by_steps!(ACT_GROUP, false),
-                (GroupKind::Offset(_), _) => by_steps!(SUM_GROUP, false),
-                (GroupKind::Min, ACT_GROUP) => by_steps!(ACT_GROUP, true),
-                (GroupKind::Min, _) => by_steps!(SUM_GROUP, true),
+            match registers {
+                1 => by_kind!(B, compute[1, 4](tile)),
+                _ => by_kind!(B, compute[2, 2](tile)),
             }
         }
     }
 }
 
-unsafe fn by_rows<const GROUP: usize, const MIN: bool, const STEPS: usize>(tile: &GemmTile, tile_rows: usize) {
+/// [`tile::prepare_aux`], compiled for AVX2.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn aux_of<const GROUP: usize, const MIN: bool>(
+    offset: i32,
+    q: *const i8,
+    d: *const f32,
+    num_groups: usize,
+    aux: *mut i32,
+) {
     // SAFETY: the caller's promises, passed on.
-    unsafe {
-        match tile_rows {
-            1 => compute::<GROUP, MIN, STEPS, 1>(tile),
-            2 => compute::<GROUP, MIN, STEPS, 2>(tile),
-            3 => compute::<GROUP, MIN, STEPS, 3>(tile),
-            _ => compute::<GROUP, MIN, STEPS, 4>(tile),
-        }
-    }
+    unsafe { tile::prepare_aux::<Lanes, GROUP, MIN>(offset, q, d, num_groups, aux) }
 }
 
-/// Computes a tile of `M` rows of activations.
-///
-/// # Safety
-/// The tile's pointers must be valid for its shapes; the CPU must have AVX2 and FMA.
+/// [`tile::compute`], compiled for AVX2.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn compute<const GROUP: usize, const MIN: bool, const STEPS: usize, const M: usize>(tile: &GemmTile) {
-    let ones = _mm256_set1_epi16(1);
-    // SAFETY: all offsets are inside the shapes that the fields state; stores are masked to `num_cols`.
-    unsafe {
-        for col in (0..tile.num_cols).step_by(8) {
-            let mut acc = [_mm256_setzero_ps(); M];
-            for group in 0..tile.num_groups {
-                for part in 0..32 / GROUP {
-                    let index = group * (32 / GROUP) + part;
-                    let mut dots = [_mm256_setzero_si256(); M];
-                    if !MIN && STEPS != SIGNED {
-                        for m in 0..M {
-                            dots[m] = _mm256_set1_epi32(*tile.aux.add(m * tile.aux_stride + index));
-                        }
+unsafe fn compute<const GROUP: usize, const MIN: bool, const MAX: u8, const R: usize, const N: usize>(tile: &Tile) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe { tile::compute::<Lanes, GROUP, MIN, MAX, R, N>(tile) }
+}
+
+/// Eight lanes.
+pub(super) struct Lanes;
+
+impl TileLanes for Lanes {
+    const LANES: usize = 8;
+    type Int = __m256i;
+    type Float = __m256;
+
+    fn bias(max: u8) -> u8 {
+        if steps(max) == SIGNED { 128 } else { 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn load_int(p: *const i32) -> __m256i {
+        // SAFETY: the caller's register.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_int(p: *mut i32, x: __m256i) {
+        // SAFETY: the caller's register.
+        unsafe { _mm256_storeu_si256(p.cast(), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> __m256i {
+        // SAFETY: value-only.
+        unsafe { _mm256_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add_int(a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        // SAFETY: value-only.
+        unsafe { _mm256_add_epi32(_mm256_mullo_epi32(a, b), c) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m256 {
+        // SAFETY: the caller's register.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m256) {
+        // SAFETY: the caller's register.
+        unsafe { _mm256_storeu_ps(p, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m256 {
+        // SAFETY: value-only.
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_bits(x: __m256i) -> __m256 {
+        // SAFETY: value-only.
+        unsafe { _mm256_castsi256_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_bits(x: __m256) -> __m256i {
+        // SAFETY: value-only.
+        unsafe { _mm256_castps_si256(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: value-only.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: value-only.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<const GROUP: usize, const MAX: u8, const R: usize, const N: usize>(
+        start: [__m256i; R],
+        codes: *const u8,
+        stride: usize,
+        q: *const i8,
+    ) -> [[__m256i; R]; N] {
+        let steps = const { steps(MAX) };
+        let mut dots = [start; N];
+        // SAFETY: `GROUP` codes of each of N rows, and as many elements of R registers of activation rows.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            for first in (0..GROUP / 4).step_by(steps) {
+                let mut pairs = [[_mm256_setzero_si256(); R]; N];
+                // A group of 16 has four steps only.
+                for step in first..(first + steps).min(GROUP / 4) {
+                    let mut x = [_mm256_setzero_si256(); R];
+                    for r in 0..R {
+                        x[r] = _mm256_loadu_si256(q.add((step * PACK_ROWS + r * 8) * 4).cast());
                     }
-                    let q = tile.q.add(group * 32 + part * GROUP);
-                    let codes = tile.codes.add((group * 8 + part * (GROUP / 4)) * ROW_TILE + col);
-                    for first in (0..GROUP / 4).step_by(STEPS) {
-                        let mut pairs = [_mm256_setzero_si256(); M];
-                        // A group of 16 has four steps only.
-                        for step in first..(first + STEPS).min(GROUP / 4) {
-                            let mut w = _mm256_loadu_si256(codes.add(step * ROW_TILE).cast());
-                            let mut signs = w;
-                            if STEPS == SIGNED {
-                                signs = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                                w = _mm256_abs_epi8(signs);
-                            }
-                            for m in 0..M {
-                                let x = q.add(m * tile.q_stride + step * 4).cast::<i32>().read_unaligned();
-                                let mut x = _mm256_set1_epi32(x);
-                                if STEPS == SIGNED {
-                                    x = _mm256_sign_epi8(x, signs);
-                                }
-                                pairs[m] = _mm256_add_epi16(pairs[m], _mm256_maddubs_epi16(w, x));
-                            }
-                        }
-                        for m in 0..M {
-                            dots[m] = _mm256_add_epi32(dots[m], _mm256_madd_epi16(pairs[m], ones));
-                        }
-                    }
-                    let scales = _mm256_loadu_ps(tile.scales.add(index * ROW_TILE + col));
-                    for m in 0..M {
-                        let d = _mm256_set1_ps(*tile.d.add(m * tile.d_stride + group));
-                        let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[m]), d);
-                        acc[m] = _mm256_fmadd_ps(dot, scales, acc[m]);
-                    }
-                    if MIN {
-                        let mins = _mm256_loadu_ps(tile.mins.add(index * ROW_TILE + col));
-                        for m in 0..M {
-                            let sum = _mm256_set1_ps(*tile.aux.add(m * tile.aux_stride + index).cast::<f32>());
-                            acc[m] = _mm256_fmadd_ps(sum, mins, acc[m]);
+                    for n in 0..N {
+                        let w = _mm256_set1_epi32(codes.add(n * stride + step * 4).cast::<i32>().read_unaligned());
+                        for r in 0..R {
+                            let products = if steps == SIGNED {
+                                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x[r], w))
+                            } else {
+                                _mm256_maddubs_epi16(w, x[r])
+                            };
+                            pairs[n][r] = _mm256_add_epi16(pairs[n][r], products);
                         }
                     }
                 }
-            }
-            let mask = lanes(tile.num_cols - col);
-            for m in 0..M {
-                store(tile.out.add(m * tile.out_stride + col), mask, acc[m], tile.accumulate);
+                for n in 0..N {
+                    for r in 0..R {
+                        dots[n][r] = _mm256_add_epi32(dots[n][r], _mm256_madd_epi16(pairs[n][r], ones));
+                    }
+                }
             }
         }
+        dots
     }
 }
 
@@ -163,32 +257,32 @@ pub(super) unsafe fn lanes(count: usize) -> __m256i {
     }
 }
 
-/// Writes the lanes of `mask`, added to what is there if `accumulate`.
-#[inline(always)]
-pub(super) unsafe fn store(out: *mut f32, mask: __m256i, sum: __m256, accumulate: bool) {
-    // SAFETY: the caller owns those lanes.
-    unsafe {
-        let sum = if accumulate { _mm256_add_ps(sum, _mm256_maskload_ps(out, mask)) } else { sum };
-        _mm256_maskstore_ps(out, mask, sum);
-    }
-}
-
-impl Transpose for Avx2 {
-    #[target_feature(enable = "avx2")]
-    unsafe fn transpose(rows: &[u32], stride: usize, num_units: usize, panel: &mut [u32]) {
-        assert_transpose(rows, stride, num_units, panel);
+/// See [`GemmIsa::transpose`].
+///
+/// # Safety
+/// As there; the CPU must have AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn transpose(
+    rows: *const u32,
+    stride: usize,
+    num_rows: usize,
+    num_units: usize,
+    to: *mut u32,
+    to_stride: usize,
+) {
+    for row in (0..num_rows).step_by(8) {
         for unit in (0..num_units).step_by(8) {
-            for part in 0..ROW_TILE / 8 {
-                // SAFETY: 8 units from `unit` on in 8 rows (asserted); as many rows of the panel as there are units.
-                unsafe {
-                    let mut square = [_mm256_setzero_si256(); 8];
-                    for (r, line) in square.iter_mut().enumerate() {
-                        *line = _mm256_loadu_si256(rows.as_ptr().add((part * 8 + r) * stride + unit).cast());
-                    }
-                    transpose_8(&mut square);
-                    for (u, &line) in square.iter().enumerate().take(num_units - unit) {
-                        _mm256_storeu_si256(panel.as_mut_ptr().add((unit + u) * ROW_TILE + part * 8).cast(), line);
-                    }
+            let (row_count, unit_count) = ((num_rows - row).min(8), (num_units - unit).min(8));
+            // SAFETY: a square of the caller's shapes; lanes behind the last unit and the last row are masked off.
+            unsafe {
+                let (row_mask, unit_mask) = (lanes(row_count), lanes(unit_count));
+                let mut square = [_mm256_setzero_si256(); 8];
+                for r in 0..row_count {
+                    square[r] = _mm256_maskload_epi32(rows.add((row + r) * stride + unit).cast(), unit_mask);
+                }
+                transpose_8(&mut square);
+                for u in 0..unit_count {
+                    _mm256_maskstore_epi32(to.add((unit + u) * to_stride + row).cast(), row_mask, square[u]);
                 }
             }
         }

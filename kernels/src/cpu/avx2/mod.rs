@@ -5,7 +5,7 @@
 //! | `dot.rs` | [`Dot`]: the 8-bit dot product, as one VNNI instruction or as two of AVX2 |
 //! | `formats.rs` | [`Format`]: how a block becomes registers |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
-//! | `gemm.rs` | many rows: the tile of the 8-bit GEMM, and the transpose for panels |
+//! | `gemm.rs` | many rows: registers and transpose of the GEMM |
 //! | `float.rs` | f32 dot products and tiles |
 //! | `act.rs` | quantisation of activations, and start values of dot products |
 
@@ -42,6 +42,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     matmul_q8: matmul_q8::<Maddubs>,
     matmul_f32: float_loops::matmul::<Avx2>,
     dequantize_row: Avx2::dequantize_row,
+    transpose: gemm::transpose,
 };
 
 /// The table for CPUs with it.

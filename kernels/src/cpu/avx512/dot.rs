@@ -5,9 +5,9 @@ use core::arch::x86_64::*;
 use super::{
     decode::{self, DecodeJob},
     formats::Format,
-    gemm,
+    gemm::Lanes,
 };
-use crate::cpu::gemm::GemmTile;
+use crate::cpu::tile::{self, Tile};
 
 /// How `acc[lane] += Σ codes[4·lane + j] · x[4·lane + j]`, j in 0..4, is computed, with unsigned codes and signed x. The sum of
 /// four products is at most 4 · 255 · 128 < 2^17, and a group has at most 8 of them in a lane: no i32 overflows.
@@ -15,7 +15,7 @@ use crate::cpu::gemm::GemmTile;
 /// A `#[target_feature]` function can't depend on a type parameter, so each implementation brings the hot functions compiled
 /// for its own features.
 pub(super) trait Dot: Copy + 'static {
-    /// The dot product itself, to be inlined into the two functions below.
+    /// The dot product itself, to be inlined into the functions below.
     ///
     /// # Safety
     /// The CPU must have this implementation's features.
@@ -27,11 +27,23 @@ pub(super) trait Dot: Copy + 'static {
     /// The CPU must have this implementation's features; and as [`decode::tile`].
     unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize);
 
-    /// [`gemm::tile`] with this dot product.
+    /// [`tile::prepare_aux`] with this dot product.
     ///
     /// # Safety
-    /// The CPU must have this implementation's features; and as [`gemm::tile`].
-    unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const M: usize>(tile: &GemmTile);
+    /// The CPU must have this implementation's features; and as [`tile::prepare_aux`].
+    unsafe fn prepare_aux<const GROUP: usize, const MIN: bool>(
+        offset: i32,
+        q: *const i8,
+        d: *const f32,
+        num_groups: usize,
+        aux: *mut i32,
+    );
+
+    /// [`tile::compute`] with this dot product.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features; and as [`tile::compute`].
+    unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const R: usize, const N: usize>(tile: &Tile);
 }
 
 /// `vpdpbusd`.
@@ -51,9 +63,21 @@ macro_rules! hot_functions {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const M: usize>(tile: &GemmTile) {
+        unsafe fn prepare_aux<const GROUP: usize, const MIN: bool>(
+            offset: i32,
+            q: *const i8,
+            d: *const f32,
+            num_groups: usize,
+            aux: *mut i32,
+        ) {
             // SAFETY: the caller's promises, passed on.
-            unsafe { gemm::tile::<Self, GROUP, MIN, M>(tile) }
+            unsafe { tile::prepare_aux::<Lanes<Self>, GROUP, MIN>(offset, q, d, num_groups, aux) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const R: usize, const N: usize>(tile: &Tile) {
+            // SAFETY: the caller's promises, passed on.
+            unsafe { tile::compute::<Lanes<Self>, GROUP, MIN, 255, R, N>(tile) }
         }
     };
 }

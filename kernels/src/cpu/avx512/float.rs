@@ -1,12 +1,17 @@
-//! f32 arithmetic. Dot products: `R` rows of weights × `M` of activations, one chain of multiply-adds each. Tiles: two registers
-//! of 16 weights × up to 12 rows of activations, 24 sums.
+//! f32 arithmetic. Dot products: `R` rows of weights × `M` of activations, one chain of multiply-adds each. Tiles: 12 rows of
+//! weights × up to two registers of activation rows, 24 sums.
 
-use super::{Avx512, decode::sum_four};
+use super::{
+    Avx512,
+    decode::sum_four,
+    dot::Emulated,
+    gemm::{Lanes, transpose},
+};
 use crate::{
     cpu::{
         dequantize_checked,
         float::{FloatIsa, FloatJob},
-        matrix::ROW_TILE,
+        tile::{self, FloatTile},
     },
     quant::QuantType,
 };
@@ -186,7 +191,8 @@ unsafe fn widen_row<E: Element>(src: &[u8], dst: &mut [f32]) {
 }
 
 impl FloatIsa for Avx512 {
-    const TILE_ROWS: usize = 12;
+    const LANES: usize = 16;
+    const TILE_COLS: [usize; 2] = [12, 12];
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
     unsafe fn dequantize_row(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
@@ -212,46 +218,32 @@ impl FloatIsa for Avx512 {
         }
     }
 
-    unsafe fn tile(panel: *const f32, job: &FloatJob, num_cols: usize, accumulate: bool, tile_rows: usize) {
-        macro_rules! by_rows {
-            ($($rows:literal)*) => {
-                match tile_rows {
-                    $($rows => gemm_tile::<$rows>(panel, job, num_cols, accumulate),)*
-                    _ => gemm_tile::<12>(panel, job, num_cols, accumulate),
-                }
-            };
-        }
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
+    ) {
         // SAFETY: the caller's promises, passed on.
-        unsafe { by_rows!(1 2 3 4 5 6 7 8 9 10 11) }
+        unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
+    }
+
+    unsafe fn tile(tile: &FloatTile, registers: usize) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe {
+            match registers {
+                1 => compute::<1>(tile),
+                _ => compute::<2>(tile),
+            }
+        }
     }
 }
 
-/// `M` rows of activations against a panel `[job.k][ROW_TILE]`, of which `num_cols` columns are wanted.
+/// [`tile::compute_float`] of 12 rows of weights.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn gemm_tile<const M: usize>(panel: *const f32, job: &FloatJob, num_cols: usize, accumulate: bool) {
-    // SAFETY: the caller's panel and rows; stores are masked to `num_cols`.
-    unsafe {
-        let mut acc = [[_mm512_setzero_ps(); 2]; M];
-        for i in 0..job.k {
-            let w0 = _mm512_loadu_ps(panel.add(i * ROW_TILE));
-            let w1 = _mm512_loadu_ps(panel.add(i * ROW_TILE + 16));
-            for m in 0..M {
-                let x = _mm512_set1_ps(*job.x.add(m * job.x_stride + i));
-                acc[m][0] = _mm512_fmadd_ps(w0, x, acc[m][0]);
-                acc[m][1] = _mm512_fmadd_ps(w1, x, acc[m][1]);
-            }
-        }
-        let all = if num_cols >= 32 { !0 } else { (1u32 << num_cols) - 1 };
-        for m in 0..M {
-            for half in 0..2 {
-                let mask = (all >> (16 * half)) as u16;
-                let out = job.out.wrapping_add(m * job.out_stride + 16 * half);
-                let mut sum = acc[m][half];
-                if accumulate {
-                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out));
-                }
-                _mm512_mask_storeu_ps(out, mask, sum);
-            }
-        }
-    }
+unsafe fn compute<const R: usize>(tile: &FloatTile) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe { tile::compute_float::<Lanes<Emulated>, R, 12>(tile) }
 }

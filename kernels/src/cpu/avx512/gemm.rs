@@ -1,23 +1,21 @@
-//! The tile of the 8-bit GEMM: 32 rows of weights (two registers of 16 lanes) × up to 6 rows of activations.
+//! The 8-bit GEMM: what `cpu/gemm.rs` and `cpu/tile.rs` want of an ISA.
 //!
-//! 12 chains of dot products are enough to hide their latency, with two loads of weights and six broadcasts for each 12.
-//! Integers are exact inside a group; at its end one conversion, one product with the activation's scale and one multiply-add
-//! bring them into the f32 sums. An offset costs nothing: dot products start at −offset · Σ x. Minima cost one more multiply-add.
+//! Twelve chains of dot products hide their latency: 6 rows of weights × 2 registers of 16 activation rows, or 12 × 1. With as
+//! many f32 sums and the registers that are loaded that is 31 of 32.
 
 use core::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::{
     dot::Dot,
-    formats::{self, Format},
-    pack::pack_chunks,
+    formats::{self, Format, Mins},
 };
 use crate::{
     cpu::{
-        gemm::{GemmIsa, GemmTile},
-        matrix::{ACT_GROUP, ROW_TILE, SUM_GROUP},
-        pack::CodePanel,
+        gemm::{GemmIsa, Source, Unpacked},
+        matrix::{ACT_GROUP, SUM_GROUP},
         scalar::unreachable_float,
+        tile::{self, Tile, TileLanes},
     },
     quant::{Block, GroupKind, QuantType},
 };
@@ -26,28 +24,22 @@ use crate::{
 pub(super) struct Gemm<D>(PhantomData<D>);
 
 impl<D: Dot> GemmIsa for Gemm<D> {
-    const TILE_ROWS: usize = 6;
+    const LANES: usize = 16;
+    const TILE_COLS: [usize; 2] = [12, 6];
 
-    unsafe fn pack<B: Block>(
-        rows: &[B],
-        blocks_per_row: usize,
-        from: usize,
-        num_elements: usize,
-        panel: &mut CodePanel,
-    ) {
+    unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
         macro_rules! by_format {
             ($($dtype:ident $format:ident,)*) => {
                 match B::TYPE {
                     $(QuantType::$dtype => {
                         debug_assert!(size_of::<B>() == formats::$format::BYTES && B::LEN == formats::$format::LEN);
-                        let (first, num_rows) = (rows.as_ptr().cast(), rows.len() / blocks_per_row);
-                        pack_chunks::<formats::$format>(first, num_rows, blocks_per_row, from, num_elements, panel);
+                        unpack::<B, formats::$format>(from, to);
                     })*
                     other => unreachable_float(other),
                 }
             };
         }
-        // SAFETY: the caller's promises, passed on; `rows` holds whole rows.
+        // SAFETY: the caller's promises, passed on.
         unsafe {
             by_format! {
                 Q4_0 Q4_0, Q4_1 Q4_1, Q5_0 Q5_0, Q5_1 Q5_1, Q8_0 Q8_0, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K,
@@ -56,105 +48,245 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         }
     }
 
+    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe {
+            match (B::KIND, B::GROUP) {
+                (GroupKind::Offset(offset), ACT_GROUP) => {
+                    D::prepare_aux::<ACT_GROUP, false>(offset.into(), q, d, num_groups, aux);
+                }
+                (GroupKind::Offset(offset), _) => {
+                    D::prepare_aux::<SUM_GROUP, false>(offset.into(), q, d, num_groups, aux);
+                }
+                (GroupKind::Min, ACT_GROUP) => D::prepare_aux::<ACT_GROUP, true>(0, q, d, num_groups, aux),
+                (GroupKind::Min, _) => D::prepare_aux::<SUM_GROUP, true>(0, q, d, num_groups, aux),
+            }
+        }
+    }
+
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
+    ) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
+    }
+
     #[inline(always)]
     fn prefetch(address: *const u8) {
         // SAFETY: a prefetch doesn't fault, and every x86-64 has it.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
-    unsafe fn tile<B: Block>(tile: &GemmTile, tile_rows: usize) {
+    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
             match (B::KIND, B::GROUP) {
-                (GroupKind::Offset(_), ACT_GROUP) => by_rows::<D, ACT_GROUP, false>(tile, tile_rows),
-                (GroupKind::Offset(_), _) => by_rows::<D, SUM_GROUP, false>(tile, tile_rows),
-                (GroupKind::Min, ACT_GROUP) => by_rows::<D, ACT_GROUP, true>(tile, tile_rows),
-                (GroupKind::Min, _) => by_rows::<D, SUM_GROUP, true>(tile, tile_rows),
+                (GroupKind::Offset(_), ACT_GROUP) => by_registers::<D, ACT_GROUP, false>(tile, registers),
+                (GroupKind::Offset(_), _) => by_registers::<D, SUM_GROUP, false>(tile, registers),
+                (GroupKind::Min, ACT_GROUP) => by_registers::<D, ACT_GROUP, true>(tile, registers),
+                (GroupKind::Min, _) => by_registers::<D, SUM_GROUP, true>(tile, registers),
             }
         }
     }
 }
 
-unsafe fn by_rows<D: Dot, const GROUP: usize, const MIN: bool>(tile: &GemmTile, tile_rows: usize) {
+unsafe fn by_registers<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile, registers: usize) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        match tile_rows {
-            1 => D::gemm_tile::<GROUP, MIN, 1>(tile),
-            2 => D::gemm_tile::<GROUP, MIN, 2>(tile),
-            3 => D::gemm_tile::<GROUP, MIN, 3>(tile),
-            4 => D::gemm_tile::<GROUP, MIN, 4>(tile),
-            5 => D::gemm_tile::<GROUP, MIN, 5>(tile),
-            _ => D::gemm_tile::<GROUP, MIN, 6>(tile),
+        match registers {
+            1 => D::gemm_tile::<GROUP, MIN, 1, 12>(tile),
+            _ => D::gemm_tile::<GROUP, MIN, 2, 6>(tile),
         }
     }
 }
 
-/// Computes a tile of `M` rows of activations.
+/// As [`GemmIsa::unpack`], with the unpacking of decode.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn unpack<B: Block, F: Format>(from: &Source<B>, to: &mut Unpacked) {
+    let num_groups = from.num_blocks * F::LEN / F::GROUP;
+    assert!(to.code_stride >= from.num_blocks * F::LEN && to.scale_stride >= num_groups);
+    let rows = to.codes.chunks_exact_mut(to.code_stride).zip(to.scales.chunks_exact_mut(to.scale_stride));
+    for ((blocks, (codes, scales)), mins) in from.rows().zip(rows).zip(to.mins.chunks_exact_mut(to.scale_stride)) {
+        for first in (0..blocks.len()).step_by(F::CHUNK_BLOCKS) {
+            let count = F::CHUNK_BLOCKS.min(blocks.len() - first);
+            let (group, groups) = (first * F::LEN / F::GROUP, count * F::LEN / F::GROUP);
+            let mask = ((1u32 << groups) - 1) as u16;
+            // SAFETY: `count` blocks from `first` on, at most 16 groups of them; codes and scales of the row have room (asserted), and
+            // half a register of codes is masked off where the number of blocks is odd.
+            unsafe {
+                let block = blocks.as_ptr().add(first).cast::<u8>();
+                let (scale, min) = F::scales(block, count);
+                _mm512_mask_storeu_ps(scales.as_mut_ptr().add(group), mask, scale);
+                match F::MINS {
+                    Mins::None => {}
+                    Mins::Apart => _mm512_mask_storeu_ps(mins.as_mut_ptr().add(group), mask, min),
+                    // Minima are in the upper half, without their sign.
+                    Mins::Upper => {
+                        let upper = _mm512_extractf32x8_ps::<1>(scale);
+                        _mm256_storeu_ps(mins.as_mut_ptr().add(group), _mm256_xor_ps(upper, _mm256_set1_ps(-0.0)));
+                    }
+                }
+                let codes = codes.as_mut_ptr().add(first * F::LEN);
+                for i in 0..count * F::LEN / 64 {
+                    _mm512_storeu_si512(codes.add(64 * i).cast(), F::codes(block, i));
+                }
+                if !(count * F::LEN).is_multiple_of(64) {
+                    let last = F::half(block.add((count - 1) * F::BYTES));
+                    _mm256_storeu_si256(codes.add((count - 1) * F::LEN).cast(), _mm512_castsi512_si256(last));
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen lanes.
+pub(super) struct Lanes<D>(PhantomData<D>);
+
+impl<D: Dot> TileLanes for Lanes<D> {
+    const LANES: usize = 16;
+    type Int = __m512i;
+    type Float = __m512;
+
+    fn bias(_: u8) -> u8 {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn load_int(p: *const i32) -> __m512i {
+        // SAFETY: the caller's register.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_int(p: *mut i32, x: __m512i) {
+        // SAFETY: the caller's register.
+        unsafe { _mm512_storeu_si512(p.cast(), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> __m512i {
+        // SAFETY: value-only.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add_int(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: value-only.
+        unsafe { _mm512_add_epi32(_mm512_mullo_epi32(a, b), c) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: the caller's register.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        // SAFETY: the caller's register.
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        // SAFETY: value-only.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_bits(x: __m512i) -> __m512 {
+        // SAFETY: value-only.
+        unsafe { _mm512_castsi512_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_bits(x: __m512) -> __m512i {
+        // SAFETY: value-only.
+        unsafe { _mm512_castps_si512(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: value-only.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: value-only.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<const GROUP: usize, const MAX: u8, const R: usize, const N: usize>(
+        start: [__m512i; R],
+        codes: *const u8,
+        stride: usize,
+        q: *const i8,
+    ) -> [[__m512i; R]; N] {
+        // SAFETY: `GROUP` codes of each of N rows, and as many elements of R registers of activation rows.
+        unsafe { tile::dots_by_4::<Self, GROUP, R, N>(start, codes, stride, q, |acc, w, x| D::dot(acc, w, x)) }
+    }
+}
+
+/// See [`GemmIsa::transpose`].
 ///
 /// # Safety
-/// The tile's pointers must be valid for its shapes; the CPU must have the features of `D`.
-#[inline(always)]
-pub(super) unsafe fn tile<D: Dot, const GROUP: usize, const MIN: bool, const M: usize>(tile: &GemmTile) {
-    // SAFETY: all offsets are inside the shapes that the fields state; stores are masked to `num_cols`.
-    unsafe {
-        let mut acc = [[_mm512_setzero_ps(); 2]; M];
-        let mut codes = tile.codes;
-        for group in 0..tile.num_groups {
-            for part in 0..32 / GROUP {
-                let index = group * (32 / GROUP) + part;
-                let mut dots = [[_mm512_setzero_si512(); 2]; M];
-                if !MIN {
-                    for m in 0..M {
-                        dots[m] = [_mm512_set1_epi32(*tile.aux.add(m * tile.aux_stride + index)); 2];
-                    }
+/// As there; the CPU must have AVX-512 F.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn transpose(
+    rows: *const u32,
+    stride: usize,
+    num_rows: usize,
+    num_units: usize,
+    to: *mut u32,
+    to_stride: usize,
+) {
+    let mask = |len: usize| if len >= 16 { !0 } else { (1u16 << len) - 1 };
+    for row in (0..num_rows).step_by(16) {
+        for unit in (0..num_units).step_by(16) {
+            let (row_count, unit_count) = ((num_rows - row).min(16), (num_units - unit).min(16));
+            // SAFETY: a square of the caller's shapes; lanes behind the last unit and the last row are masked off.
+            unsafe {
+                let mut square = [_mm512_setzero_si512(); 16];
+                for r in 0..row_count {
+                    let from = rows.add((row + r) * stride + unit);
+                    square[r] = _mm512_maskz_loadu_epi32(mask(unit_count), from.cast());
                 }
-                let q = tile.q.add(group * 32 + part * GROUP);
-                for step in 0..GROUP / 4 {
-                    let w0 = _mm512_loadu_si512(codes.add(step * ROW_TILE).cast());
-                    let w1 = _mm512_loadu_si512(codes.add(step * ROW_TILE + 16).cast());
-                    for m in 0..M {
-                        let x = _mm512_set1_epi32(q.add(m * tile.q_stride + step * 4).cast::<i32>().read_unaligned());
-                        dots[m][0] = D::dot(dots[m][0], w0, x);
-                        dots[m][1] = D::dot(dots[m][1], w1, x);
-                    }
-                }
-                codes = codes.add(GROUP / 4 * ROW_TILE);
-                let scales = [
-                    _mm512_loadu_ps(tile.scales.add(index * ROW_TILE)),
-                    _mm512_loadu_ps(tile.scales.add(index * ROW_TILE + 16)),
-                ];
-                for m in 0..M {
-                    let d = _mm512_set1_ps(*tile.d.add(m * tile.d_stride + group));
-                    for half in 0..2 {
-                        let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[m][half]), d);
-                        acc[m][half] = _mm512_fmadd_ps(dot, scales[half], acc[m][half]);
-                    }
-                }
-                if MIN {
-                    let mins = [
-                        _mm512_loadu_ps(tile.mins.add(index * ROW_TILE)),
-                        _mm512_loadu_ps(tile.mins.add(index * ROW_TILE + 16)),
-                    ];
-                    for m in 0..M {
-                        let sum = _mm512_set1_ps(*tile.aux.add(m * tile.aux_stride + index).cast::<f32>());
-                        for half in 0..2 {
-                            acc[m][half] = _mm512_fmadd_ps(sum, mins[half], acc[m][half]);
-                        }
-                    }
+                transpose_16(&mut square);
+                for u in 0..unit_count {
+                    _mm512_mask_storeu_epi32(to.add((unit + u) * to_stride + row).cast(), mask(row_count), square[u]);
                 }
             }
         }
-        let all = if tile.num_cols >= 32 { !0 } else { (1u32 << tile.num_cols) - 1 };
-        for m in 0..M {
-            for half in 0..2 {
-                let mask = (all >> (16 * half)) as u16;
-                let out = tile.out.wrapping_add(m * tile.out_stride + 16 * half);
-                let mut sum = acc[m][half];
-                if tile.accumulate {
-                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out));
-                }
-                _mm512_mask_storeu_ps(out, mask, sum);
-            }
-        }
+    }
+}
+/// Transposes 16 × 16 units.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[inline]
+fn transpose_16(x: &mut [__m512i; 16]) {
+    // 2 × 2 and 4 × 4 squares inside each quarter of 128 bits, then the quarters.
+    for i in (0..16).step_by(4) {
+        let (a, b) = (_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i], x[i + 1]));
+        let (c, d) = (_mm512_unpacklo_epi32(x[i + 2], x[i + 3]), _mm512_unpackhi_epi32(x[i + 2], x[i + 3]));
+        x[i] = _mm512_unpacklo_epi64(a, c);
+        x[i + 1] = _mm512_unpackhi_epi64(a, c);
+        x[i + 2] = _mm512_unpacklo_epi64(b, d);
+        x[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    for i in 0..4 {
+        let a = _mm512_shuffle_i32x4::<0x88>(x[i], x[i + 4]);
+        let b = _mm512_shuffle_i32x4::<0xdd>(x[i], x[i + 4]);
+        let c = _mm512_shuffle_i32x4::<0x88>(x[i + 8], x[i + 12]);
+        let d = _mm512_shuffle_i32x4::<0xdd>(x[i + 8], x[i + 12]);
+        x[i] = _mm512_shuffle_i32x4::<0x88>(a, c);
+        x[i + 4] = _mm512_shuffle_i32x4::<0x88>(b, d);
+        x[i + 8] = _mm512_shuffle_i32x4::<0xdd>(a, c);
+        x[i + 12] = _mm512_shuffle_i32x4::<0xdd>(b, d);
     }
 }

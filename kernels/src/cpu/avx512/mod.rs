@@ -5,8 +5,7 @@
 //! | `dot.rs` | [`Dot`]: the 8-bit dot product, as one VNNI instruction or as exact 16-bit arithmetic |
 //! | `formats.rs` | [`Format`]: how a chunk of blocks becomes registers |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
-//! | `gemm.rs` | many rows: the tile of the 8-bit GEMM |
-//! | `pack.rs` | transpose, for panels |
+//! | `gemm.rs` | many rows: unpacking, registers and transpose of the GEMM |
 //! | `float.rs` | f32 dot products and tiles |
 //! | `act.rs` | quantisation of activations |
 
@@ -21,7 +20,6 @@ mod dot;
 mod float;
 mod formats;
 mod gemm;
-mod pack;
 
 use dot::{Dot, Emulated, Vnni};
 
@@ -45,6 +43,7 @@ pub(super) const BASE: CpuKernels = CpuKernels {
     matmul_q8: matmul_q8::<Emulated>,
     matmul_f32: float_loops::matmul::<Avx512>,
     dequantize_row: Avx512::dequantize_row,
+    transpose: gemm::transpose,
 };
 
 /// See `CpuKernels::matmul_q8`.

@@ -35,6 +35,7 @@ pub(super) const BASE: CpuKernels = CpuKernels {
     matmul_q8: matmul_q8::<Widening>,
     matmul_f32: float::matmul,
     dequantize_row: float::dequantize_row,
+    transpose: super::pack::transpose,
 };
 
 /// The table for CPUs with them.

@@ -5,7 +5,7 @@ use super::instr::Access;
 use super::*;
 use crate::cpu::attention::TileScratch;
 use crate::cpu::team::{MAX_PIECE_CALLS, MAX_PIECES};
-use crate::cpu::{ACT_GROUP, SUM_GROUP};
+use crate::cpu::{ACT_GROUP, PackedActs, SUM_GROUP};
 use crate::quant::QuantType;
 
 /// Collects buffers, weights and instructions.
@@ -147,12 +147,16 @@ impl ProgramBuilder {
             })
             .collect();
         let act_rows = size.max_tokens.max(size.max_outputs);
-        let (mut q_len, mut d_len, mut sums_len) = (0, 0, 0);
+        let (mut q_len, mut d_len, mut sums_len, mut packed_q_len, mut packed_d_len) = (0, 0, 0, 0, 0);
         let acts = self
             .acts
             .iter()
             .map(|&k| {
-                let slot = ActSlot { k, q: q_len, d: d_len, sums: sums_len };
+                let (packed_q, packed_d) = (packed_q_len, packed_d_len);
+                let slot = ActSlot { k, q: q_len, d: d_len, sums: sums_len, packed_q, packed_d };
+                let [q, d] = PackedActs::lengths(act_rows, k);
+                packed_q_len = (packed_q_len + q).next_multiple_of(64);
+                packed_d_len = (packed_d_len + d).next_multiple_of(16);
                 q_len = (q_len + k * act_rows).next_multiple_of(64);
                 d_len = (d_len + k / ACT_GROUP * act_rows).next_multiple_of(16);
                 sums_len = (sums_len + k / SUM_GROUP * act_rows).next_multiple_of(32);
@@ -199,6 +203,8 @@ impl ProgramBuilder {
             act_q: Region::new(vec![0; q_len]),
             act_d: Region::new(vec![0.0; d_len]),
             act_sums: Region::new(vec![0; sums_len]),
+            packed_q: Region::new(vec![0; packed_q_len]),
+            packed_d: Region::new(vec![0.0; packed_d_len]),
             kv: Region::zeroed(kv_bytes),
             parts: Region::new(vec![0.0; parts_len]),
             arrivals: (0..cut_rows * max_kv_heads).map(|_| AtomicU32::new(0)).collect(),

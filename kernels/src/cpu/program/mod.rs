@@ -111,6 +111,9 @@ struct ActSlot {
     q: usize,
     d: usize,
     sums: usize,
+    /// Offsets of the packed rows in their arenas of values and scales.
+    packed_q: usize,
+    packed_d: usize,
 }
 
 struct CacheSlot {
@@ -137,6 +140,9 @@ struct Memory {
     act_q: Region<i8>,
     act_d: Region<f32>,
     act_sums: Region<i16>,
+    /// The same packed, in steps of many rows.
+    packed_q: Region<i8>,
+    packed_d: Region<f32>,
     kv: Region<Line>,
     /// Attention over parts of a context: `[CUT_ROWS][num_heads][MAX_PARTS][v_dim + 2]` of the largest layer.
     parts: Region<f32>,

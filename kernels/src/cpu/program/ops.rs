@@ -7,7 +7,7 @@ use super::{ActSlot, CacheSlot, Code, Memory, StepInput, WorkerScratch};
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
 use crate::cpu::vector::{NormRow, rope_head};
-use crate::cpu::{ACT_GROUP, ActRows, DECODE_ROWS, MatrixRef, ROW_TILE, SUM_GROUP};
+use crate::cpu::{ACT_GROUP, ActRows, DECODE_ROWS, MatrixRef, PACK_ROWS, PackedActs, ROW_TILE, SUM_GROUP};
 
 /// Pieces of a matmul for each worker: enough to even out a worker that is slower than the others or has lost its core.
 const PIECES_A_WORKER: usize = 4;
@@ -33,9 +33,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// This worker's rows of the buffer.
+    /// This worker's rows of the buffer: the same ones in every row-wise instruction on as many rows.
     fn my_rows(&self, span: &Span) -> Range<usize> {
-        self.worker.share(self.num_rows(self.code.buffers[span.buf.0].rows), 1)
+        let num_rows = self.num_rows(self.code.buffers[span.buf.0].rows);
+        // Rows that are packed lie side by side: whole cache lines of them, if that leaves work for others.
+        let tile = if num_rows <= DECODE_ROWS {
+            1
+        } else if num_rows <= PACK_ROWS {
+            PACK_ROWS / 4
+        } else {
+            PACK_ROWS / 2
+        };
+        self.worker.share(num_rows, tile)
     }
 
     /// # Safety
@@ -135,21 +144,8 @@ impl<'a> Run<'a> {
                     });
                 }
             }
-            Instr::Quantize { x, act } => {
-                let slot = &self.code.acts[act.0];
-                for row in self.my_rows(x) {
-                    let [q, d, sums] = slot.rows(row..row + 1);
-                    // SAFETY: own row of the buffer and of the quantised rows.
-                    unsafe {
-                        self.code.kernels.quantize_act_row(
-                            self.row(x, row),
-                            self.memory.act_q.slice_mut(q),
-                            self.memory.act_d.slice_mut(d),
-                            self.memory.act_sums.slice_mut(sums),
-                        );
-                    }
-                }
-            }
+            // SAFETY: row-wise; forwarded.
+            Instr::Quantize { x, act } => unsafe { self.quantize(x, &self.code.acts[act.0]) },
             // SAFETY: forwarded.
             Instr::MatMul { x, rows, parts, then } => unsafe { self.matmul(x, *rows, parts, then) },
             Instr::Rope { x, head_dim, pairs, table } => {
@@ -188,6 +184,59 @@ impl<'a> Run<'a> {
                     // SAFETY: own row of the output; the input is complete since the last barrier.
                     unsafe { self.row_mut(out, row).copy_from_slice(self.row(x, self.input.outputs[row] as usize)) };
                 }
+            }
+        }
+    }
+
+    /// Quantises this worker's rows and, where there are many, packs them.
+    ///
+    /// # Safety
+    /// As [`Self::execute`].
+    unsafe fn quantize(&mut self, x: &Span, slot: &ActSlot) {
+        let rows = self.my_rows(x);
+        for row in rows.clone() {
+            let [q, d, sums] = slot.rows(row..row + 1);
+            // SAFETY: own row, here and there.
+            unsafe {
+                self.code.kernels.quantize_act_row(
+                    self.row(x, row),
+                    self.memory.act_q.slice_mut(q),
+                    self.memory.act_d.slice_mut(d),
+                    self.memory.act_sums.slice_mut(sums),
+                );
+            }
+        }
+        if self.num_rows(self.code.buffers[x.buf.0].rows) <= DECODE_ROWS {
+            return;
+        }
+        let mut first = rows.start;
+        while first < rows.end {
+            let lane = first % PACK_ROWS;
+            let end = rows.end.min(first - lane + PACK_ROWS);
+            let [q, d] = PackedActs::lengths(first - lane, slot.k);
+            let (q, d) = (self.memory.packed_q.at(slot.packed_q + q), self.memory.packed_d.at(slot.packed_d + d));
+            // SAFETY: own rows, quantised above; their lanes of the block are this worker's too. The arena holds whole blocks.
+            unsafe { self.code.kernels.pack_acts(&self.acts(slot, first..end), lane, q, d) };
+            first = end;
+        }
+    }
+
+    /// Quantised rows, not packed.
+    ///
+    /// # Safety
+    /// Nobody writes to those rows while the result lives.
+    unsafe fn acts(&self, slot: &ActSlot, rows: Range<usize>) -> ActRows<'a> {
+        let num_rows = rows.len();
+        let [q, d, sums] = slot.rows(rows);
+        // SAFETY: forwarded.
+        unsafe {
+            ActRows {
+                num_rows,
+                k: slot.k,
+                q: self.memory.act_q.slice(q),
+                d: self.memory.act_d.slice(d),
+                sums: self.memory.act_sums.slice(sums),
+                packed: None,
             }
         }
     }
@@ -278,17 +327,15 @@ impl<'a> Run<'a> {
         match x {
             MatMulX::Act(act) => {
                 let slot_x = &self.code.acts[act.0];
-                let [q, d, sums] = slot_x.rows(0..num_rows);
+                let [q, d] = PackedActs::lengths(num_rows, slot_x.k);
                 // SAFETY: quantised rows are complete since the last barrier; `out` addresses `[num_rows, columns]` of the
                 // buffer, in bounds by the builder's checks, exclusive by contract.
                 unsafe {
-                    let acts = ActRows {
-                        num_rows,
-                        k: slot_x.k,
-                        q: self.memory.act_q.slice(q),
-                        d: self.memory.act_d.slice(d),
-                        sums: self.memory.act_sums.slice(sums),
-                    };
+                    let packed = (num_rows > DECODE_ROWS).then(|| PackedActs {
+                        q: self.memory.packed_q.slice(slot_x.packed_q..slot_x.packed_q + q),
+                        d: self.memory.packed_d.slice(slot_x.packed_d..slot_x.packed_d + d),
+                    });
+                    let acts = ActRows { packed, ..self.acts(slot_x, 0..num_rows) };
                     let scratch = &mut self.scratch.matmul;
                     self.code.kernels.matmul_q8(&weight, columns.clone(), &acts, out, slot.width, scratch);
                 }

@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use super::{
     CpuKernels, Isa,
-    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
+    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch, scale_of},
+    pack::transpose,
 };
 use crate::quant::{Block, GroupKind, QuantType, with_block};
 
 /// The table.
 pub(super) const KERNELS: CpuKernels =
-    CpuKernels { isa: Isa::Scalar, quantize_act_row, matmul_q8, matmul_f32, dequantize_row };
+    CpuKernels { isa: Isa::Scalar, quantize_act_row, matmul_q8, matmul_f32, dequantize_row, transpose };
 
 /// See [`CpuKernels::quantize_act_row`]. The largest magnitude is found on the bits, where NaN > infinity > all numbers: any
 /// order of evaluation gives the same, and a NaN is never lost.
@@ -27,7 +28,7 @@ fn quantize_act_row(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
             sums.fill(0);
             continue;
         }
-        *d = largest / 127.0;
+        *d = scale_of(largest);
         for (q, x) in q.iter_mut().zip(x) {
             *q = (x * inverse).round_ties_even() as i8;
         }

@@ -1,0 +1,282 @@
+//! The tiles of the large GEMMs, in 8 bits and in f32, written once over an ISA's registers: `N` rows of weights × `R` registers of activation rows.
+//!
+//! Lanes are rows of activations: a register holds the same four elements of many rows, and meets four codes of one row of
+//! weights, broadcast from where they lie. So weights need no transpose; activations get one, a step.
+//!
+//! Integers are exact inside a group. A group's scale then costs two multiply-adds and no conversion: dot products start at the
+//! bits of [`MAGIC`] = 1.5 · 2^23, where a unit in the last place is 1. Read as f32 they are `MAGIC` + dot, exactly, as long as
+//! |dot| < 2^22; the largest is 32 · 255 · 127 < 2^20. Then fma(f, d, −`MAGIC` · d) is d · dot with one rounding, since the last
+//! term is exact: d has at most 22 significant bits (`ActRows`).
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "tile loops use one index for several arrays and pointers, and their bounds are constants that unroll"
+)]
+
+use super::pack::PACK_ROWS;
+
+/// See the head of this file.
+const MAGIC: f32 = 12_582_912.0;
+const MAGIC_BITS: i32 = MAGIC.to_bits() as i32;
+
+/// One tile. Strides in elements; lanes of activation rows have the stride of a block, [`PACK_ROWS`].
+pub(super) struct Tile {
+    /// Codes less [`TileLanes::bias`]: `[N][code_stride]`
+    pub(super) codes: *const u8,
+    pub(super) code_stride: usize,
+    /// `[N][scale_stride]`, one for each group of weights.
+    pub(super) scales: *const f32,
+    /// As `scales`, for formats with minima.
+    pub(super) mins: *const f32,
+    pub(super) scale_stride: usize,
+    /// Groups of 32 in the chunk.
+    pub(super) num_groups: usize,
+    /// i8 `[num_groups · 8][PACK_ROWS][4]`
+    pub(super) q: *const i8,
+    /// `[num_groups][PACK_ROWS]`
+    pub(super) d: *const f32,
+    /// See [`prepare_aux`].
+    pub(super) aux: *const i32,
+    /// `[N][PACK_ROWS]`
+    pub(super) sums: *mut f32,
+    /// Whether to go on from what `sums` holds.
+    pub(super) accumulate: bool,
+}
+
+/// The registers of an ISA.
+///
+/// # Safety
+/// All functions: the CPU must have the ISA; pointers must be valid for a register, at any alignment.
+#[allow(clippy::missing_safety_doc, reason = "stated once, above")]
+pub(super) trait TileLanes {
+    /// 32-bit lanes of a register.
+    const LANES: usize;
+    /// Integers.
+    type Int: Copy;
+    /// f32.
+    type Float: Copy;
+
+    /// What is subtracted from the codes of a type, none of which exceeds `max`, when they are unpacked: 128 where the dot product
+    /// wants them signed.
+    fn bias(max: u8) -> u8;
+
+    unsafe fn load_int(p: *const i32) -> Self::Int;
+    unsafe fn store_int(p: *mut i32, x: Self::Int);
+    unsafe fn splat_int(x: i32) -> Self::Int;
+    /// `a · b + c`.
+    unsafe fn mul_add_int(a: Self::Int, b: Self::Int, c: Self::Int) -> Self::Int;
+    unsafe fn load(p: *const f32) -> Self::Float;
+    unsafe fn store(p: *mut f32, x: Self::Float);
+    unsafe fn splat(x: f32) -> Self::Float;
+    unsafe fn from_bits(x: Self::Int) -> Self::Float;
+    unsafe fn to_bits(x: Self::Float) -> Self::Int;
+    unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
+    /// `a · b + c`, rounded once.
+    unsafe fn fma(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+
+    /// `start[r][lane] + Σ codes[n · stride + i] · q[i / 4][lane + r · LANES][i % 4]` over the `GROUP` elements i of a group, for
+    /// codes up to `MAX`, less [`Self::bias`].
+    unsafe fn dots<const GROUP: usize, const MAX: u8, const R: usize, const N: usize>(
+        start: [Self::Int; R],
+        codes: *const u8,
+        stride: usize,
+        q: *const i8,
+    ) -> [[Self::Int; R]; N];
+}
+
+/// For each group of weights and lane what its dot products start at, [`MAGIC_BITS`] − offset · Σ q, where the offset is the type's
+/// less [`TileLanes::bias`]; for formats with minima the bits of d · Σ q. `[num_groups · 32 / GROUP][PACK_ROWS]`.
+///
+/// # Safety
+/// `q`, `d` and `aux` must be valid for `num_groups` groups of 32; the CPU must have the ISA.
+#[inline(always)]
+pub(super) unsafe fn prepare_aux<L: TileLanes, const GROUP: usize, const MIN: bool>(
+    offset: i32,
+    q: *const i8,
+    d: *const f32,
+    num_groups: usize,
+    aux: *mut i32,
+) {
+    let ones = [1; 32];
+    // SAFETY: all offsets are inside the shapes that the caller promises; a group is at most 32 codes.
+    unsafe {
+        for lane in (0..PACK_ROWS).step_by(L::LANES) {
+            for index in 0..num_groups * (32 / GROUP) {
+                let q = q.add((index * GROUP / 4 * PACK_ROWS + lane) * 4);
+                let aux = aux.add(index * PACK_ROWS + lane);
+                let value = if MIN {
+                    let [[sum]] = L::dots::<GROUP, 1, 1, 1>([L::splat_int(MAGIC_BITS)], ones.as_ptr(), 0, q);
+                    let d = L::load(d.add(index * GROUP / 32 * PACK_ROWS + lane));
+                    L::to_bits(L::fma(L::from_bits(sum), d, L::mul(d, L::splat(-MAGIC))))
+                } else {
+                    let [[sum]] = L::dots::<GROUP, 1, 1, 1>([L::splat_int(0)], ones.as_ptr(), 0, q);
+                    L::mul_add_int(sum, L::splat_int(-offset), L::splat_int(MAGIC_BITS))
+                };
+                L::store_int(aux, value);
+            }
+        }
+    }
+}
+
+/// Computes the tile. To be inlined into a function compiled for the ISA.
+///
+/// # Safety
+/// The tile's pointers must be valid for its shapes; the CPU must have the ISA.
+#[inline(always)]
+pub(super) unsafe fn compute<
+    L: TileLanes,
+    const GROUP: usize,
+    const MIN: bool,
+    const MAX: u8,
+    const R: usize,
+    const N: usize,
+>(
+    tile: &Tile,
+) {
+    // SAFETY: all offsets are inside the shapes that the fields state.
+    unsafe {
+        let mut acc = [[L::splat(0.0); R]; N];
+        if tile.accumulate {
+            for n in 0..N {
+                for r in 0..R {
+                    acc[n][r] = L::load(tile.sums.add(n * PACK_ROWS + r * L::LANES));
+                }
+            }
+        }
+        for group in 0..tile.num_groups {
+            let (mut d, mut shift) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+            for r in 0..R {
+                d[r] = L::load(tile.d.add(group * PACK_ROWS + r * L::LANES));
+                shift[r] = L::mul(d[r], L::splat(-MAGIC));
+            }
+            for part in 0..32 / GROUP {
+                let index = group * (32 / GROUP) + part;
+                let mut start = [L::splat_int(MAGIC_BITS); R];
+                if !MIN {
+                    for r in 0..R {
+                        start[r] = L::load_int(tile.aux.add(index * PACK_ROWS + r * L::LANES));
+                    }
+                }
+                let codes = tile.codes.add(index * GROUP);
+                let q = tile.q.add(index * GROUP * PACK_ROWS);
+                let dots = L::dots::<GROUP, MAX, R, N>(start, codes, tile.code_stride, q);
+                for n in 0..N {
+                    let scale = L::splat(*tile.scales.add(n * tile.scale_stride + index));
+                    for r in 0..R {
+                        let dot = L::fma(L::from_bits(dots[n][r]), d[r], shift[r]);
+                        acc[n][r] = L::fma(dot, scale, acc[n][r]);
+                    }
+                }
+                if MIN {
+                    let mut sums = [L::splat(0.0); R];
+                    for r in 0..R {
+                        sums[r] = L::load(tile.aux.add(index * PACK_ROWS + r * L::LANES).cast());
+                    }
+                    for n in 0..N {
+                        let min = L::splat(*tile.mins.add(n * tile.scale_stride + index));
+                        for r in 0..R {
+                            acc[n][r] = L::fma(sums[r], min, acc[n][r]);
+                        }
+                    }
+                }
+            }
+        }
+        for n in 0..N {
+            for r in 0..R {
+                L::store(tile.sums.add(n * PACK_ROWS + r * L::LANES), acc[n][r]);
+            }
+        }
+    }
+}
+
+/// A number that the compiler knows nothing about. A loop of so many rounds stays a loop. Unrolled, all its loads move to the front,
+/// registers run out and sums go to memory and back: 8% slower with AVX-512 VNNI (2026-11). The loop written in assembly
+/// without any spill was no faster than this.
+#[inline(always)]
+fn opaque(mut x: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) x, options(pure, nomem, nostack, preserves_flags)) };
+    x
+}
+
+/// [`TileLanes::dots`] where an instruction multiplies four bytes a lane and adds them up: `dot(acc, codes, x)`.
+///
+/// # Safety
+/// As [`TileLanes::dots`]; `dot` must be callable.
+#[inline(always)]
+pub(super) unsafe fn dots_by_4<L: TileLanes, const GROUP: usize, const R: usize, const N: usize>(
+    start: [L::Int; R],
+    codes: *const u8,
+    stride: usize,
+    q: *const i8,
+    dot: impl Fn(L::Int, L::Int, L::Int) -> L::Int,
+) -> [[L::Int; R]; N] {
+    let mut dots = [start; N];
+    for step in 0..opaque(GROUP / 4) {
+        // SAFETY: the caller's codes and activations.
+        unsafe {
+            let mut x = [L::splat_int(0); R];
+            for r in 0..R {
+                x[r] = L::load_int(q.add((step * PACK_ROWS + r * L::LANES) * 4).cast());
+            }
+            for n in 0..N {
+                let w = L::splat_int(codes.add(n * stride + step * 4).cast::<i32>().read_unaligned());
+                for r in 0..R {
+                    dots[n][r] = dot(dots[n][r], w, x[r]);
+                }
+            }
+        }
+    }
+    dots
+}
+
+/// One tile of the GEMM in f32. Strides in elements; lanes of activation rows have the stride of a block, [`PACK_ROWS`].
+pub(super) struct FloatTile {
+    /// Elements of the chunk.
+    pub(super) k: usize,
+    /// `[N][weight_stride]`
+    pub(super) weights: *const f32,
+    pub(super) weight_stride: usize,
+    /// `[k][PACK_ROWS]`
+    pub(super) x: *const f32,
+    /// `[N][PACK_ROWS]`
+    pub(super) sums: *mut f32,
+    /// Whether to go on from what `sums` holds.
+    pub(super) accumulate: bool,
+}
+
+/// Computes the tile. To be inlined into a function compiled for the ISA.
+///
+/// # Safety
+/// The tile's pointers must be valid for its shapes; the CPU must have the ISA.
+#[inline(always)]
+pub(super) unsafe fn compute_float<L: TileLanes, const R: usize, const N: usize>(tile: &FloatTile) {
+    // SAFETY: all offsets are inside the shapes that the fields state.
+    unsafe {
+        let mut acc = [[L::splat(0.0); R]; N];
+        if tile.accumulate {
+            for n in 0..N {
+                for r in 0..R {
+                    acc[n][r] = L::load(tile.sums.add(n * PACK_ROWS + r * L::LANES));
+                }
+            }
+        }
+        for i in 0..tile.k {
+            let mut x = [L::splat(0.0); R];
+            for r in 0..R {
+                x[r] = L::load(tile.x.add(i * PACK_ROWS + r * L::LANES));
+            }
+            for n in 0..N {
+                let w = L::splat(*tile.weights.add(n * tile.weight_stride + i));
+                for r in 0..R {
+                    acc[n][r] = L::fma(w, x[r], acc[n][r]);
+                }
+            }
+        }
+        for n in 0..N {
+            for r in 0..R {
+                L::store(tile.sums.add(n * PACK_ROWS + r * L::LANES), acc[n][r]);
+            }
+        }
+    }
+}
