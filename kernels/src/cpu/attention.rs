@@ -226,7 +226,6 @@ fn scores<L: Lanes, const N: usize>(l: L, queries: &[f32], keys: &[f32], out: &m
 
 /// `out[n][column..] += Σ_t weights[n][t] · values[t][column..]`, `W` vectors of columns.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "see the body")]
 fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
     l: L,
     v_dim: usize,
