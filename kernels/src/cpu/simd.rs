@@ -216,7 +216,10 @@ mod x86 {
             // SAFETY: `self` proves the features; the array holds the 16 bytes.
             unsafe {
                 let bytes = _mm_loadu_si128(from.as_ptr().cast());
-                [bytes, _mm_srli_si128::<8>(bytes)].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half)))
+                [
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))),
+                ]
             }
         }
         #[inline(always)]
@@ -224,11 +227,20 @@ mod x86 {
             // SAFETY: `self` proves the features; the array holds the 16 bytes.
             unsafe {
                 let bytes = _mm_loadu_si128(from.as_ptr().cast());
-                let mask = _mm_set1_epi8(15);
-                [_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask)].map(|codes| {
-                    let codes = _mm_sub_epi8(codes, _mm_set1_epi8(8));
-                    [codes, _mm_srli_si128::<8>(codes)].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half)))
-                })
+                let (mask, eight) = (_mm_set1_epi8(15), _mm_set1_epi8(8));
+                let low = _mm_sub_epi8(_mm_and_si128(bytes, mask), eight);
+                let high = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16::<4>(bytes), mask), eight);
+                // Written out: a closure would not take on the CPU features of the function around it.
+                [
+                    [
+                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
+                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(low))),
+                    ],
+                    [
+                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(high))),
+                    ],
+                ]
             }
         }
         #[inline(always)]
