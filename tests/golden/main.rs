@@ -9,6 +9,7 @@
     reason = "a test says what it expects by panicking"
 )]
 
+mod kv;
 mod models;
 #[path = "../support/mod.rs"]
 mod support;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvDtype, OutputRows, StepBatch};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvType, OutputRows, StepBatch};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
@@ -29,7 +29,7 @@ fn executors() -> Vec<(&'static str, ExecOptions)> {
         kv_tokens: Some(KV_TOKENS),
         max_step_tokens: 256,
         activations: Activations::F32,
-        kv_dtype: KvDtype::F32,
+        kv_type: KvType::F32,
     };
     let on_threads = |threads| ExecOptions { threads: Some(threads), ..exact(Backend::Cpu) };
     vec![("candle", exact(Backend::Candle)), ("cpu", on_threads(2)), ("cpu on 1 thread", on_threads(1))]

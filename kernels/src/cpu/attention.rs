@@ -1,47 +1,37 @@
-//! Attention of a few queries over a paged KV cache: one pass, online softmax (Milakov & Gimelshein 2018; Dao et al. 2022).
+//! Attention of some queries over a paged KV cache: one pass, online softmax (Milakov & Gimelshein 2018; Dao et al. 2022).
 //!
-//! Layout of a block of [`KV_BLOCK`] tokens of one KV head: keys transposed `[k_dim][KV_BLOCK]`, values `[KV_BLOCK][v_dim]`.
-//! So the scores of a block are two vectors that grow by one fused multiply-add an element of the head, with no
-//! horizontal sums, and the weighted values need none either. Up to [`TILE_QUERIES`] queries share every load of K and V.
+//! Keys lie transposed, `[k_dim][KV_BLOCK]`, values as `[KV_BLOCK][v_dim]` (see `kv.rs` for the element types). So the scores of
+//! a block are two vectors that grow by one fused multiply-add an element of the head, with no horizontal sums, and the
+//! weighted values need none either. A block is widened to f32 once for all queries of a tile, which are then taken
+//! [`Lanes::QUERIES`] at a time: their sums stay in registers, and each load of a key or a value serves all of them.
+//!
+//! A tile may cover a part of the positions only: its state (maximum, sum, weighted values) can be stored and merged with
+//! that of the other parts ([`merge_parts`]), so that a long context occupies many workers.
 
-use half::f16;
+use std::ops::Range;
 
+use super::kv::{KvType, widen_keys, widen_values};
 use super::math::{exp, tanh};
 use super::simd::{LANES, Lanes};
 
 /// Tokens in a block of the cache.
 pub const KV_BLOCK: usize = 32;
 
-/// Queries that one tile works on.
-pub const TILE_QUERIES: usize = 4;
-
-/// The keys or the values of one layer.
-#[derive(Debug, Clone, Copy)]
-pub enum KvSlice<'a> {
-    /// Half precision.
-    F16(&'a [f16]),
-    /// Single precision.
-    F32(&'a [f32]),
-}
-
-impl KvSlice<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F16(s) => s.len(),
-            Self::F32(s) => s.len(),
-        }
-    }
-}
+/// Queries that one tile takes at most: a multiple of every [`Lanes::QUERIES`], enough that widening a block costs little
+/// beside the work on it, few enough that their state stays in the L2 cache.
+pub const TILE_QUERIES: usize = 48;
 
 /// One tile's work: `queries.len()` queries of one KV head of one sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct TileArgs<'a> {
-    /// Each `[k_dim]`, with the range of positions that it sees (not empty).
-    pub queries: &'a [(&'a [f32], std::ops::Range<usize>)],
-    /// All blocks of the layer's keys: `[num_blocks][num_kv_heads][k_dim][KV_BLOCK]`.
-    pub k: KvSlice<'a>,
-    /// All blocks of the layer's values: `[num_blocks][num_kv_heads][KV_BLOCK][v_dim]`.
-    pub v: KvSlice<'a>,
+    /// Each `[k_dim]`, with the range of positions that it sees, which may be empty.
+    pub queries: &'a [(&'a [f32], Range<usize>)],
+    /// Element type of the cache.
+    pub kv: KvType,
+    /// All blocks of the layer's keys: `[num_blocks][num_kv_heads]` blocks of `kv.block_bytes(k_dim)`.
+    pub k: &'a [u8],
+    /// All blocks of the layer's values: `[num_blocks][num_kv_heads]` blocks of `kv.block_bytes(v_dim)`.
+    pub v: &'a [u8],
     /// Position `p` is in block `table[p / KV_BLOCK]`.
     pub table: &'a [u32],
     /// KV heads of the layer.
@@ -60,21 +50,33 @@ pub struct TileArgs<'a> {
 
 impl TileArgs<'_> {
     /// Panics where a slice doesn't hold what the tile will read.
-    pub(super) fn check(&self, out_len: usize) {
+    pub(super) fn check(&self, scratch: &TileScratch) {
         assert!(self.queries.len() <= TILE_QUERIES && self.kv_head < self.num_kv_heads, "attention: too many queries");
-        assert_eq!(out_len, self.queries.len() * self.v_dim, "attention: output length");
+        assert!(self.k_dim.max(self.v_dim) <= scratch.max_dim, "attention: scratch too small");
+        assert!(self.kv.fits(self.k_dim) && self.kv.fits(self.v_dim), "attention: head size");
         for (q, seen) in self.queries {
             assert_eq!(q.len(), self.k_dim, "attention: query length");
-            assert!(seen.start < seen.end && seen.end <= self.table.len() * KV_BLOCK, "attention: positions");
+            assert!(seen.end <= self.table.len() * KV_BLOCK, "attention: positions");
         }
     }
 }
 
-/// Reused between tiles; one a worker.
+/// A tile's state. Reused between tiles; one a worker.
 #[derive(Debug, Clone)]
 pub struct TileScratch {
+    max_dim: usize,
+    /// Elements of a value of the last tile.
+    v_dim: usize,
     /// Scores, then weights, of a block.
-    weights: [[f32; KV_BLOCK]; TILE_QUERIES],
+    weights: Vec<[f32; KV_BLOCK]>,
+    /// Largest score so far.
+    max: [f32; TILE_QUERIES],
+    /// Sums of the weights, lane by lane.
+    sums: Vec<[f32; LANES]>,
+    /// Weighted values, `[TILE_QUERIES][v_dim]`.
+    values: Vec<f32>,
+    /// Queries times the scale, transposed in groups of [`Lanes::QUERIES`]: `[groups][k_dim][queries of the group]`.
+    queries: Vec<f32>,
     /// A block's keys or values in f32, `[k_dim][KV_BLOCK]` or `[KV_BLOCK][v_dim]`.
     block: Vec<f32>,
 }
@@ -82,209 +84,335 @@ pub struct TileScratch {
 impl TileScratch {
     /// For heads of at most `max_dim` elements.
     pub fn new(max_dim: usize) -> Self {
-        Self { weights: [[0.0; KV_BLOCK]; TILE_QUERIES], block: vec![0.0; max_dim * KV_BLOCK] }
+        Self {
+            max_dim,
+            v_dim: 0,
+            weights: vec![[0.0; KV_BLOCK]; TILE_QUERIES],
+            max: [f32::NEG_INFINITY; TILE_QUERIES],
+            sums: vec![[0.0; LANES]; TILE_QUERIES],
+            values: vec![0.0; TILE_QUERIES * max_dim],
+            queries: vec![0.0; TILE_QUERIES * max_dim],
+            block: vec![0.0; max_dim * KV_BLOCK],
+        }
+    }
+
+    fn sum(&self, n: usize) -> f32 {
+        self.sums[n].iter().sum()
+    }
+
+    /// The result of query `n` of the last tile, if the tile covered all that it sees. A sink is one more score without a
+    /// value: it takes its part of the weights.
+    pub fn finish(&self, n: usize, sink: Option<f32>, out: &mut [f32]) {
+        let values = &self.values[n * self.v_dim..][..self.v_dim];
+        let factor = normaliser(self.max[n], self.sum(n), sink);
+        for (out, x) in out.iter_mut().zip(values) {
+            *out = x * factor;
+        }
+    }
+
+    /// Stores the state of query `n` of the last tile: `[v_dim]` weighted values, then maximum and sum.
+    pub fn store_part(&self, n: usize, part: &mut [f32]) {
+        let (values, rest) = part.split_at_mut(self.v_dim);
+        values.copy_from_slice(&self.values[n * self.v_dim..][..self.v_dim]);
+        rest[0] = self.max[n];
+        rest[1] = self.sum(n);
     }
 }
 
-/// Widens a block to f32 (or copies it): the conversion is paid once for all queries of the tile.
+/// What weighted values are multiplied by at the end: 1 / Σ weights, the sink's among them. 0 where nothing was seen.
+fn normaliser(max: f32, sum: f32, sink: Option<f32>) -> f32 {
+    if sum == 0.0 {
+        return 0.0;
+    }
+    match sink {
+        // Relative to the larger of both, so that neither overflows.
+        Some(sink) => {
+            let top = max.max(sink);
+            let shift = (max - top).exp();
+            shift / (sum * shift + (sink - top).exp())
+        }
+        None => 1.0 / sum,
+    }
+}
+
+/// Joins the parts of one query in their order: `parts` is `[num_parts][stride]`, each as [`TileScratch::store_part`] left it.
+///
+/// The result depends on how the positions were cut, not on who computed which part.
+pub fn merge_parts(parts: &[f32], stride: usize, sink: Option<f32>, out: &mut [f32]) {
+    let v_dim = out.len();
+    let max = parts.chunks_exact(stride).map(|part| part[v_dim]).fold(f32::NEG_INFINITY, f32::max);
+    out.fill(0.0);
+    let mut sum = 0.0;
+    for part in parts.chunks_exact(stride) {
+        if part[v_dim + 1] == 0.0 {
+            continue;
+        }
+        let factor = (part[v_dim] - max).exp();
+        sum += part[v_dim + 1] * factor;
+        for (out, x) in out.iter_mut().zip(part) {
+            *out += x * factor;
+        }
+    }
+    let factor = normaliser(max, sum, sink);
+    out.iter_mut().for_each(|x| *x *= factor);
+}
+
+/// Calls a kernel for a group of `$count` queries, padded to the next size that there is a kernel for.
+macro_rules! for_group {
+    ($lanes:ident, $count:expr, $kernel:ident($($arg:expr),*)) => {
+        match padded::<$lanes>($count) {
+            1 => $kernel::<$lanes, 1>($($arg),*),
+            2 => $kernel::<$lanes, 2>($($arg),*),
+            3 => $kernel::<$lanes, 3>($($arg),*),
+            4 => $kernel::<$lanes, 4>($($arg),*),
+            // The conditions are constants: an instruction set has only the kernels that its registers hold.
+            6 if $lanes::QUERIES >= 6 => $kernel::<$lanes, 6>($($arg),*),
+            8 if $lanes::QUERIES >= 8 => $kernel::<$lanes, 8>($($arg),*),
+            _ if $lanes::QUERIES >= 12 => $kernel::<$lanes, 12>($($arg),*),
+            _ => {}
+        }
+    };
+}
+
+/// The number of queries that a group of `count` is computed as. Never more than [`Lanes::QUERIES`].
 #[inline(always)]
-fn widen<L: Lanes>(l: L, from: KvSlice<'_>, start: usize, to: &mut [f32]) {
-    match from {
-        KvSlice::F32(s) => to.copy_from_slice(&s[start..start + to.len()]),
-        KvSlice::F16(s) => {
-            let (chunks, tail) = s[start..start + to.len()].as_chunks::<LANES>();
-            let (outs, out_tail) = to.as_chunks_mut::<LANES>();
-            for (x, out) in chunks.iter().zip(outs) {
-                l.store(l.load_f16(x), out);
+fn padded<L: Lanes>(count: usize) -> usize {
+    match count {
+        0..=4 => count,
+        5 | 6 => 6,
+        7 | 8 => 8,
+        _ => 12,
+    }
+    .min(L::QUERIES)
+}
+
+/// `N` queries, `[k_dim][N]`, against one block: raw scores.
+#[inline(always)]
+fn scores<L: Lanes, const N: usize>(l: L, queries: &[f32], keys: &[f32], out: &mut [[f32; KV_BLOCK]]) {
+    let queries = queries.as_chunks::<N>().0;
+    let keys = keys.as_chunks::<LANES>().0.as_chunks::<2>().0;
+    let Some(out) = out.first_chunk_mut::<N>() else { return };
+    if L::WIDE {
+        let mut acc = [[l.splat(0.0); 2]; N];
+        for (q, key) in queries.iter().zip(keys) {
+            let k = [l.load(&key[0]), l.load(&key[1])];
+            for (acc, q) in acc.iter_mut().zip(q) {
+                let q = l.splat(*q);
+                acc[0] = l.fma(q, k[0], acc[0]);
+                acc[1] = l.fma(q, k[1], acc[1]);
             }
-            for (x, out) in tail.iter().zip(out_tail) {
-                *out = x.to_f32();
+        }
+        for (acc, out) in acc.iter().zip(out) {
+            let halves = out.as_chunks_mut::<LANES>().0;
+            l.store(acc[0], &mut halves[0]);
+            l.store(acc[1], &mut halves[1]);
+        }
+    } else {
+        // Half a block at a time: the sums of a whole one don't fit the registers.
+        for half in 0..2 {
+            let mut acc = [l.splat(0.0); N];
+            for (q, key) in queries.iter().zip(keys) {
+                let k = l.load(&key[half]);
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    *acc = l.fma(l.splat(*q), k, *acc);
+                }
+            }
+            for (acc, out) in acc.iter().zip(&mut *out) {
+                l.store(*acc, &mut out.as_chunks_mut::<LANES>().0[half]);
             }
         }
     }
 }
 
-/// `N` queries against one block: raw scores.
+/// `out[n][column..] += Σ_t weights[n][t] · values[t][column..]`, `W` vectors of columns.
 #[inline(always)]
-fn scores<L: Lanes, const N: usize>(
+fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
     l: L,
-    args: &TileArgs<'_>,
-    first: usize,
-    keys: &[f32],
-    out: &mut [[f32; KV_BLOCK]; TILE_QUERIES],
+    v_dim: usize,
+    column: usize,
+    values: &[f32],
+    tokens: &Range<usize>,
+    weights: &[[f32; KV_BLOCK]; N],
+    out: &mut [f32],
 ) {
-    let mut acc = [[l.splat(0.0); 2]; N];
-    let queries: [&[f32]; N] = std::array::from_fn(|i| &args.queries[first + i].0[..args.k_dim]);
-    for (d, key) in keys.as_chunks::<KV_BLOCK>().0[..args.k_dim].iter().enumerate() {
-        let (halves, _) = key.as_chunks::<LANES>();
-        let k = [l.load(&halves[0]), l.load(&halves[1])];
-        for (acc, q) in acc.iter_mut().zip(&queries) {
-            let q = l.splat(q[d]);
-            acc[0] = l.fma(q, k[0], acc[0]);
-            acc[1] = l.fma(q, k[1], acc[1]);
+    // Indices and not iterators: only loops of constant length are unrolled, and only then do the sums stay in registers.
+    let mut acc = [[l.splat(0.0); W]; N];
+    for n in 0..N {
+        let row = out[n * v_dim + column..][..W * LANES].as_chunks::<LANES>().0;
+        for w in 0..W {
+            acc[n][w] = l.load(&row[w]);
         }
     }
-    for (acc, out) in acc.iter().zip(&mut out[first..]) {
-        let (halves, _) = out.as_chunks_mut::<LANES>();
-        l.store(acc[0], &mut halves[0]);
-        l.store(acc[1], &mut halves[1]);
+    for t in tokens.start..tokens.end.min(KV_BLOCK) {
+        let row = values[t * v_dim + column..][..W * LANES].as_chunks::<LANES>().0;
+        let v: [L::V; W] = std::array::from_fn(|w| l.load(&row[w]));
+        for n in 0..N {
+            let weight = l.splat(weights[n][t]);
+            for w in 0..W {
+                acc[n][w] = l.fma(weight, v[w], acc[n][w]);
+            }
+        }
+    }
+    for n in 0..N {
+        let row = out[n * v_dim + column..][..W * LANES].as_chunks_mut::<LANES>().0;
+        for w in 0..W {
+            l.store(acc[n][w], &mut row[w]);
+        }
     }
 }
 
-/// `out[n] += Σ_t weights[n][t] · values[t]` over `tokens`, 64 columns at a time.
+/// `out[n] += Σ_t weights[n][t] · values[t]` over `tokens` of the block.
 #[inline(always)]
 fn accumulate<L: Lanes, const N: usize>(
     l: L,
     v_dim: usize,
-    first: usize,
     values: &[f32],
-    tokens: std::ops::Range<usize>,
-    weights: &[[f32; KV_BLOCK]; TILE_QUERIES],
+    tokens: &Range<usize>,
+    weights: &[[f32; KV_BLOCK]],
     out: &mut [f32],
 ) {
-    const COLUMNS: usize = 4 * LANES;
+    let Some(weights) = weights.first_chunk::<N>() else { return };
     let mut column = 0;
-    while column + COLUMNS <= v_dim {
-        let mut acc = [[l.splat(0.0); 4]; N];
-        for (n, acc) in acc.iter_mut().enumerate() {
-            let row = &out[(first + n) * v_dim + column..][..COLUMNS];
-            for (acc, x) in acc.iter_mut().zip(row.as_chunks::<LANES>().0) {
-                *acc = l.load(x);
-            }
+    // As many columns as the registers hold sums for, so that even one query keeps several sums in flight.
+    if L::WIDE && N <= 4 {
+        while column + 4 * LANES <= v_dim {
+            accumulate_columns::<L, N, 4>(l, v_dim, column, values, tokens, weights, out);
+            column += 4 * LANES;
         }
-        for t in tokens.clone() {
-            let (v, _) = values[t * v_dim + column..][..COLUMNS].as_chunks::<LANES>();
-            let v = [l.load(&v[0]), l.load(&v[1]), l.load(&v[2]), l.load(&v[3])];
-            for (n, acc) in acc.iter_mut().enumerate() {
-                let w = l.splat(weights[first + n][t]);
-                for (acc, v) in acc.iter_mut().zip(v) {
-                    *acc = l.fma(w, v, *acc);
-                }
-            }
+    }
+    if L::WIDE || N <= 2 {
+        while column + 2 * LANES <= v_dim {
+            accumulate_columns::<L, N, 2>(l, v_dim, column, values, tokens, weights, out);
+            column += 2 * LANES;
         }
-        for (n, acc) in acc.iter().enumerate() {
-            let row = &mut out[(first + n) * v_dim + column..][..COLUMNS];
-            for (acc, x) in acc.iter().zip(row.as_chunks_mut::<LANES>().0) {
-                l.store(*acc, x);
-            }
-        }
-        column += COLUMNS;
     }
     while column + LANES <= v_dim {
-        for n in 0..N {
-            let row = &mut out[(first + n) * v_dim + column..].as_chunks_mut::<LANES>().0[0];
-            let mut acc = l.load(row);
-            for t in tokens.clone() {
-                let v = l.load(&values[t * v_dim + column..].as_chunks::<LANES>().0[0]);
-                acc = l.fma(l.splat(weights[first + n][t]), v, acc);
-            }
-            l.store(acc, row);
-        }
+        accumulate_columns::<L, N, 1>(l, v_dim, column, values, tokens, weights, out);
         column += LANES;
     }
-    for n in 0..N {
+    for (weights, row) in weights.iter().zip(out.chunks_exact_mut(v_dim)) {
         for c in column..v_dim {
             for t in tokens.clone() {
-                out[(first + n) * v_dim + c] += weights[first + n][t] * values[t * v_dim + c];
+                row[c] += weights[t] * values[t * v_dim + c];
             }
         }
     }
 }
 
-/// The tile. `out[n] = softmax(scale · q_n · Kᵀ) · V` over the positions that query `n` sees.
+/// Turns a query's scores of a block into weights and brings its state to the new maximum. The positions `from..to` of the
+/// block are seen; not empty.
 #[inline(always)]
-pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
-    let num_queries = args.queries.len();
-    let Some(start) = args.queries.iter().map(|(_, seen)| seen.start).min() else { return };
-    let end = args.queries.iter().map(|(_, seen)| seen.end).max().unwrap_or(start);
-    let k_stride = args.k_dim * KV_BLOCK;
-    let v_stride = args.v_dim * KV_BLOCK;
-    assert!(scratch.block.len() >= k_stride.max(v_stride), "attention: scratch too small");
-    debug_assert!(args.k.len().is_multiple_of(k_stride) && args.v.len().is_multiple_of(v_stride));
-
-    let mut max = [f32::NEG_INFINITY; TILE_QUERIES];
-    let mut sum = [0.0f32; TILE_QUERIES];
-    out.fill(0.0);
-
-    for block in start / KV_BLOCK..end.div_ceil(KV_BLOCK) {
-        let base = block * KV_BLOCK;
-        let index = args.table[block] as usize * args.num_kv_heads + args.kv_head;
-
-        let keys = &mut scratch.block[..k_stride];
-        widen(l, args.k, index * k_stride, keys);
-        match num_queries {
-            1 => scores::<L, 1>(l, args, 0, keys, &mut scratch.weights),
-            2 => scores::<L, 2>(l, args, 0, keys, &mut scratch.weights),
-            3 => scores::<L, 3>(l, args, 0, keys, &mut scratch.weights),
-            _ => scores::<L, 4>(l, args, 0, keys, &mut scratch.weights),
-        }
-
-        // First and one past the last token of the block that any query sees.
-        let (mut used_from, mut used_to) = (KV_BLOCK, 0);
-        for (n, (_, seen)) in args.queries.iter().enumerate() {
-            let row = &mut scratch.weights[n];
-            let from = seen.start.saturating_sub(base).min(KV_BLOCK);
-            let to = seen.end.saturating_sub(base).min(KV_BLOCK);
-            if from >= to {
-                row.fill(0.0);
-                continue;
-            }
-            (used_from, used_to) = (used_from.min(from), used_to.max(to));
-            let (halves, _) = row.as_chunks_mut::<LANES>();
-            let scale = l.splat(args.scale);
-            for half in &mut *halves {
-                let mut s = l.mul(l.load(half), scale);
-                if let Some(cap) = args.softcap {
-                    s = l.mul(l.splat(cap), tanh(l, l.mul(s, l.splat(1.0 / cap))));
-                }
-                l.store(s, half);
-            }
-            row[..from].fill(f32::NEG_INFINITY);
-            row[to..].fill(f32::NEG_INFINITY);
-
-            let (halves, _) = row.as_chunks_mut::<LANES>();
-            let s = [l.load(&halves[0]), l.load(&halves[1])];
-            let new_max = max[n].max(l.max_lane(l.max(s[0], s[1])));
-            let m = l.splat(new_max);
-            let w = [exp(l, l.sub(s[0], m)), exp(l, l.sub(s[1], m))];
-            l.store(w[0], &mut halves[0]);
-            l.store(w[1], &mut halves[1]);
-            if new_max > max[n] {
-                // The first block has max = −inf: the factor is e^(−inf) = 0 on an empty sum.
-                let factor = (max[n] - new_max).exp();
-                sum[n] *= factor;
-                let f = l.splat(factor);
-                let row = &mut out[n * args.v_dim..(n + 1) * args.v_dim];
-                let (chunks, tail) = row.as_chunks_mut::<LANES>();
-                for x in chunks {
-                    let y = l.mul(l.load(x), f);
-                    l.store(y, x);
-                }
-                for x in tail {
-                    *x *= factor;
-                }
-                max[n] = new_max;
-            }
-            sum[n] += l.sum(l.add(w[0], w[1]));
-        }
-        if used_from >= used_to {
-            continue;
-        }
-        let used = used_from..used_to;
-
-        let values = &mut scratch.block[..v_stride];
-        widen(l, args.v, index * v_stride, values);
-        match num_queries {
-            1 => accumulate::<L, 1>(l, args.v_dim, 0, values, used, &scratch.weights, out),
-            2 => accumulate::<L, 2>(l, args.v_dim, 0, values, used, &scratch.weights, out),
-            3 => accumulate::<L, 3>(l, args.v_dim, 0, values, used, &scratch.weights, out),
-            _ => accumulate::<L, 4>(l, args.v_dim, 0, values, used, &scratch.weights, out),
+fn softmax_step<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch, n: usize, seen: Range<usize>) {
+    let row = &mut scratch.weights[n];
+    if let Some(cap) = args.softcap {
+        for half in row.as_chunks_mut::<LANES>().0 {
+            let s = l.mul(l.splat(cap), tanh(l, l.mul(l.load(half), l.splat(1.0 / cap))));
+            l.store(s, half);
         }
     }
-    for (n, sum) in sum.iter().enumerate().take(num_queries) {
-        let inverse = 1.0 / sum;
-        for x in &mut out[n * args.v_dim..(n + 1) * args.v_dim] {
-            *x *= inverse;
+    row[..seen.start].fill(f32::NEG_INFINITY);
+    row[seen.end..].fill(f32::NEG_INFINITY);
+
+    let halves = row.as_chunks_mut::<LANES>().0;
+    let s = [l.load(&halves[0]), l.load(&halves[1])];
+    let old = scratch.max[n];
+    let max = old.max(l.max_lane(l.max(s[0], s[1])));
+    let m = l.splat(max);
+    let w = [exp(l, l.sub(s[0], m)), exp(l, l.sub(s[1], m))];
+    l.store(w[0], &mut halves[0]);
+    l.store(w[1], &mut halves[1]);
+    let sums = &mut scratch.sums[n];
+    let mut total = l.load(sums);
+    if max > old {
+        // The first block has max = −∞: the factor is e^(−∞) = 0 on an empty sum.
+        let factor = l.splat((old - max).exp());
+        total = l.mul(total, factor);
+        let (chunks, tail) = scratch.values[n * args.v_dim..][..args.v_dim].as_chunks_mut::<LANES>();
+        for x in chunks {
+            l.store(l.mul(l.load(x), factor), x);
+        }
+        for x in tail {
+            *x *= (old - max).exp();
+        }
+        scratch.max[n] = max;
+    }
+    l.store(l.add(total, l.add(w[0], w[1])), sums);
+}
+
+/// Multiplies the queries by the scale and transposes them in groups; pads with zeros.
+#[inline(always)]
+fn pack_queries<L: Lanes>(args: &TileArgs<'_>, packed: &mut [f32]) {
+    for (group, packed) in args.queries.chunks(L::QUERIES).zip(packed.chunks_mut(L::QUERIES * args.k_dim)) {
+        let width = padded::<L>(group.len());
+        for (d, column) in packed[..width * args.k_dim].chunks_exact_mut(width).enumerate() {
+            for (n, x) in column.iter_mut().enumerate() {
+                *x = group.get(n).map_or(0.0, |(q, _)| q[d] * args.scale);
+            }
+        }
+    }
+}
+
+/// The tile: leaves `softmax(scale · q · Kᵀ) · V` of each query in the scratch, not yet divided by the sum of the weights.
+#[inline(always)]
+pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch) {
+    let num_queries = args.queries.len();
+    scratch.v_dim = args.v_dim;
+    scratch.max.fill(f32::NEG_INFINITY);
+    scratch.sums.fill([0.0; LANES]);
+    scratch.values[..num_queries.next_multiple_of(L::QUERIES) * args.v_dim].fill(0.0);
+    let seen = args.queries.iter().map(|(_, seen)| seen).filter(|seen| !seen.is_empty());
+    let Some(start) = seen.clone().map(|seen| seen.start).min() else { return };
+    let end = seen.map(|seen| seen.end).max().unwrap_or(start);
+    pack_queries::<L>(args, &mut scratch.queries);
+    let (k_bytes, v_bytes) = (args.kv.block_bytes(args.k_dim), args.kv.block_bytes(args.v_dim));
+    let place = |block: usize| args.table[block] as usize * args.num_kv_heads + args.kv_head;
+
+    let blocks = start / KV_BLOCK..end.div_ceil(KV_BLOCK);
+    for block in blocks.clone() {
+        let base = block * KV_BLOCK;
+        let index = place(block);
+        // The next block is elsewhere: the hardware can't guess where.
+        let next = (block + 1 < blocks.end).then(|| place(block + 1));
+        if let Some(next) = next {
+            l.prefetch(&args.k[next * k_bytes..][..k_bytes]);
+        }
+        // What a query sees of this block.
+        let part = |seen: &Range<usize>| {
+            seen.start.saturating_sub(base).min(KV_BLOCK)..seen.end.saturating_sub(base).min(KV_BLOCK)
+        };
+
+        widen_keys(l, args.kv, &args.k[index * k_bytes..][..k_bytes], args.k_dim, &mut scratch.block);
+        for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
+            if queries.iter().all(|(_, seen)| part(seen).is_empty()) {
+                continue;
+            }
+            let first = group * L::QUERIES;
+            let packed = &scratch.queries[first * args.k_dim..][..padded::<L>(queries.len()) * args.k_dim];
+            let keys = &scratch.block[..args.k_dim * KV_BLOCK];
+            let out = &mut scratch.weights[first..];
+            for_group!(L, queries.len(), scores(l, packed, keys, out));
+            for (n, (_, seen)) in (first..).zip(queries) {
+                let seen = part(seen);
+                if seen.is_empty() {
+                    scratch.weights[n].fill(0.0);
+                } else {
+                    softmax_step(l, args, scratch, n, seen);
+                }
+            }
+        }
+
+        if let Some(next) = next {
+            l.prefetch(&args.v[next * v_bytes..][..v_bytes]);
+        }
+        widen_values(l, args.kv, &args.v[index * v_bytes..][..v_bytes], args.v_dim, &mut scratch.block);
+        for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
+            let parts = queries.iter().map(|(_, seen)| part(seen)).filter(|part| !part.is_empty());
+            // First and one past the last token of the block that any query of the group sees.
+            let Some(used) = parts.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { continue };
+            let first = group * L::QUERIES;
+            let values = &scratch.block[..args.v_dim * KV_BLOCK];
+            let (weights, out) = (&scratch.weights[first..], &mut scratch.values[first * args.v_dim..]);
+            for_group!(L, queries.len(), accumulate(l, args.v_dim, values, &used, weights, out));
         }
     }
 }

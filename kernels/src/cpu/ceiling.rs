@@ -157,13 +157,19 @@ fn peak(isa: Isa, num_threads: usize, duration: Duration, round: Option<Round>) 
 #[cfg(target_arch = "x86_64")]
 use x86 as rounds;
 
-/// No other CPU's peak is known yet.
+/// Of other CPUs only the 8-bit peak of NEON is known.
 #[cfg(not(target_arch = "x86_64"))]
 mod rounds {
     use super::{Isa, Round};
 
-    pub(super) fn int8(_: Isa) -> Option<Round> {
-        None
+    pub(super) fn int8(isa: Isa) -> Option<Round> {
+        match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(crate::cpu::neon::dots),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some(crate::cpu::neon::dots_dotprod),
+            _ => None,
+        }
     }
 
     pub(super) fn f32(_: Isa) -> Option<Round> {
@@ -193,7 +199,8 @@ mod x86 {
             Isa::Avx2 => Some(dots_avx2),
             Isa::AvxVnni => Some(dots_avxvnni),
             Isa::Avx512 => Some(dots_avx512),
-            Isa::Avx512Vnni => Some(dots_vnni),
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => Some(dots_vnni),
+            Isa::Amx => Some(crate::cpu::avx512::amx::dots),
             Isa::Scalar | Isa::Neon | Isa::NeonDotprod => None,
         }
     }
@@ -202,15 +209,20 @@ mod x86 {
     pub(super) fn f32(isa: Isa) -> Option<Round> {
         match isa {
             Isa::Avx2 | Isa::AvxVnni => Some(fma_avx2),
-            Isa::Avx512 | Isa::Avx512Vnni => Some(fma_avx512),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => Some(fma_avx512),
             Isa::Scalar | Isa::Neon | Isa::NeonDotprod => None,
         }
     }
 
     /// As [`int8`], and what is detected here.
     pub(super) fn bf16(isa: Isa) -> Option<Round> {
-        let wide = matches!(isa, Isa::Avx512 | Isa::Avx512Vnni);
-        (wide && is_x86_feature_detected!("avx512bf16")).then_some(dots_bf16 as Round)
+        match isa {
+            Isa::Amx => Some(crate::cpu::avx512::amx::dots_bf16),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+                is_x86_feature_detected!("avx512bf16").then_some(dots_bf16 as Round)
+            }
+            _ => None,
+        }
     }
 
     #[target_feature(enable = "avx2")]

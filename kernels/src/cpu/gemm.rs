@@ -56,7 +56,20 @@ pub(super) struct Source<'a, B> {
     pub(super) num_blocks: usize,
 }
 
-impl<'a, B> Source<'a, B> {
+impl<'a, B: Block> Source<'a, B> {
+    /// The same as blocks of another type.
+    ///
+    /// # Panics
+    /// If their size is another: callers know that the types are the same.
+    pub(super) fn cast<F: Block>(&self) -> Source<'a, F> {
+        Source {
+            blocks: bytemuck::cast_slice(self.blocks),
+            blocks_per_row: self.blocks_per_row,
+            first_block: self.first_block,
+            num_blocks: self.num_blocks,
+        }
+    }
+
     /// The blocks of each row.
     pub(super) fn rows(&self) -> impl Iterator<Item = &'a [B]> {
         let range = self.first_block..self.first_block + self.num_blocks;

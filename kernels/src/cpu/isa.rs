@@ -13,6 +13,10 @@ pub enum Isa {
     Avx512,
     /// [`Self::Avx512`] and VNNI.
     Avx512Vnni,
+    /// [`Self::Avx512Vnni`] and BF16: `vdpbf16ps`.
+    Avx512Bf16,
+    /// [`Self::Avx512Bf16`] and AMX for bytes and bf16.
+    Amx,
     /// NEON, which every 64-bit ARM CPU has.
     Neon,
     /// [`Self::Neon`] and the dot product instructions of ARMv8.2.
@@ -21,8 +25,17 @@ pub enum Isa {
 
 impl Isa {
     /// All levels: of each kind of CPU, the least first.
-    pub const ALL: [Self; 7] =
-        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni, Self::Neon, Self::NeonDotprod];
+    pub const ALL: [Self; 9] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+        Self::Amx,
+        Self::Neon,
+        Self::NeonDotprod,
+    ];
 
     /// Name in logs and in `REQUIRE_ISA`: with a comma-separated list of names there, tests fail where the CPU lacks one of them.
     pub const fn name(self) -> &'static str {
@@ -32,6 +45,8 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
         }
@@ -57,6 +72,8 @@ impl Isa {
                 Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
                 Self::Avx512 => avx512(),
                 Self::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
+                Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
+                Self::Amx => Self::Avx512Bf16.is_available() && super::avx512::amx::is_usable(),
                 Self::Neon | Self::NeonDotprod => false,
             }
         }
@@ -67,7 +84,7 @@ impl Isa {
                 Self::Scalar => true,
                 Self::Neon => neon(),
                 Self::NeonDotprod => neon() && std::arch::is_aarch64_feature_detected!("dotprod"),
-                Self::Avx2 | Self::AvxVnni | Self::Avx512 | Self::Avx512Vnni => false,
+                Self::Avx2 | Self::AvxVnni | Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx => false,
             }
         }
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -93,6 +110,9 @@ pub fn detected_features() -> Vec<&'static str> {
         detect!("avx" "f16c" "fma" "avx2" "avxvnni" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vbmi" "avx512vnni"
             "avx512bf16" "avx512fp16");
         names.extend(amx_features());
+        if names.contains(&"amx-tile") && !Isa::Amx.is_available() {
+            names.push("(amx not used)");
+        }
     }
     #[cfg(target_arch = "aarch64")]
     {

@@ -3,6 +3,7 @@
 use std::{ops::Range, sync::OnceLock};
 
 use super::{
+    DECODE_ROWS,
     isa::{Isa, detected_features},
     matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
     scalar,
@@ -21,6 +22,9 @@ pub struct CpuKernels {
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),
+    /// Many rows on bf16 weights, with activations rounded to bf16.
+    pub(super) matmul_bf16:
+        Option<unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch)>,
     pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
     /// See `pack::transpose`.
     pub(super) transpose: unsafe fn(*const u32, usize, usize, usize, *mut u32, usize),
@@ -31,6 +35,11 @@ impl CpuKernels {
     pub fn detect() -> Self {
         static DETECTED: OnceLock<CpuKernels> = OnceLock::new();
         *DETECTED.get_or_init(|| Self::for_isa(Isa::detect()).unwrap_or(scalar::KERNELS))
+    }
+
+    /// These, without rounding activations to bf16: what the exact mode uses.
+    pub fn without_bf16(self) -> Self {
+        Self { matmul_bf16: None, ..self }
     }
 
     /// The kernels of this level; `None` if the CPU lacks it.
@@ -48,6 +57,10 @@ impl CpuKernels {
             Isa::Avx512 => Some(super::avx512::BASE),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Some(super::avx512::VNNI),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Some(super::avx512::BF16),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Some(super::avx512::AMX),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Some(super::neon::BASE),
             #[cfg(target_arch = "aarch64")]
@@ -157,22 +170,44 @@ impl CpuKernels {
         out_stride: usize,
         scratch: &mut Scratch,
     ) {
-        let needed = if num_rows == 0 { 0 } else { (num_rows - 1) * x_stride + w.cols() };
-        assert!(
-            x.len() >= needed
-                && (num_rows < 2 || x_stride >= w.cols())
-                && rows.start <= rows.end
-                && rows.end <= w.rows()
-                && w.cols() <= scratch.max_k(),
-            "matmul_f32: {} [{}, {}] rows {rows:?}, x [{num_rows}, {x_stride}] of {} elements, scratch for {}",
-            w.dtype(),
-            w.rows(),
-            w.cols(),
-            x.len(),
-            scratch.max_k(),
-        );
+        assert_f32_shapes(w, &rows, x, x_stride, num_rows, scratch);
         // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
         unsafe { (self.matmul_f32)(w, rows, x, x_stride, num_rows, out, out_stride, scratch) }
+    }
+
+    /// As [`Self::matmul_f32`] for float weights where activations may be rounded to bf16 (8 significant bits): with bf16 weights
+    /// and more than [`super::DECODE_ROWS`] rows that is done where the CPU multiplies bf16.
+    ///
+    /// # Panics
+    /// As [`Self::matmul_f32`].
+    ///
+    /// # Safety
+    /// As [`Self::matmul_q8`].
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "as matmul_f32")]
+    pub unsafe fn matmul_rounded(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        x: &[f32],
+        x_stride: usize,
+        num_rows: usize,
+        out: *mut f32,
+        out_stride: usize,
+        scratch: &mut Scratch,
+    ) {
+        match self.matmul_bf16 {
+            Some(matmul)
+                if w.dtype() == QuantType::BF16 && num_rows > DECODE_ROWS && w.cols().is_multiple_of(BF16_UNIT) =>
+            {
+                assert_f32_shapes(w, &rows, x, x_stride, num_rows, scratch);
+                // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted), and K is whole units; `out` is the
+                // caller's promise.
+                unsafe { matmul(w, rows, x, x_stride, num_rows, out, out_stride, scratch) }
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.matmul_f32(w, rows, x, x_stride, num_rows, out, out_stride, scratch) },
+        }
     }
 
     /// The whole matrix: `out`, `[M, N]`, from quantised activations.
@@ -212,6 +247,34 @@ impl CpuKernels {
         unsafe { (self.dequantize_row)(dtype, src, dst) };
         Ok(())
     }
+}
+
+/// Elements that the K of a bf16 matmul is a multiple of.
+pub(super) const BF16_UNIT: usize = 32;
+
+/// What the f32 matmuls rest on.
+fn assert_f32_shapes(
+    w: &MatrixRef,
+    rows: &Range<usize>,
+    x: &[f32],
+    x_stride: usize,
+    num_rows: usize,
+    scratch: &Scratch,
+) {
+    let needed = if num_rows == 0 { 0 } else { (num_rows - 1) * x_stride + w.cols() };
+    assert!(
+        x.len() >= needed
+            && (num_rows < 2 || x_stride >= w.cols())
+            && rows.start <= rows.end
+            && rows.end <= w.rows()
+            && w.cols() <= scratch.max_k(),
+        "matmul_f32: {} [{}, {}] rows {rows:?}, x [{num_rows}, {x_stride}] of {} elements, scratch for {}",
+        w.dtype(),
+        w.rows(),
+        w.cols(),
+        x.len(),
+        scratch.max_k(),
+    );
 }
 
 /// Dequantises a row whose type and lengths the caller has checked. Inlined into each ISA's function, where the compiler

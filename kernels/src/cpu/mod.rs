@@ -9,7 +9,7 @@
 //! | `pack.rs` | activations packed for them |
 //! | `scalar/`, `avx2/`, `avx512/`, `neon/` | the matmul kernels of an ISA, and nothing else |
 //! | [`vector`], `math.rs`, `simd.rs` | row-wise kernels, written once over sixteen lanes |
-//! | [`attention`] | online-softmax attention over the paged cache |
+//! | [`attention`], [`kv`] | online-softmax attention over the paged cache, and the cache's element types |
 //! | [`team`], [`topology`] | the worker threads and the cores that they live on |
 //! | [`program`] | a model's step as instructions that the team runs together |
 //! | [`ceiling`] | what the machine can do at most, measured |
@@ -24,6 +24,7 @@ mod float;
 mod gemm;
 mod isa;
 mod kernels;
+pub mod kv;
 mod math;
 mod matrix;
 #[cfg(target_arch = "aarch64")]

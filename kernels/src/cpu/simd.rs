@@ -15,9 +15,27 @@ pub(crate) trait Lanes: Copy {
     /// The vector.
     type V: Copy;
 
+    /// Queries whose sums an attention kernel keeps in registers: 1 to 4, 6, 8 or 12.
+    const QUERIES: usize = 4;
+    /// Whether it keeps two vectors of sums for each of them.
+    const WIDE: bool = false;
+
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
     fn load_f16(self, from: &[f16; LANES]) -> Self::V;
+    /// Widens integers.
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::V {
+        self.load(&from.map(f32::from))
+    }
+    /// The low halves of the bytes less 8, then the high ones less 8.
+    #[inline(always)]
+    fn load_nibbles(self, from: &[u8; LANES]) -> [Self::V; 2] {
+        [from.map(|b| f32::from(b & 15) - 8.0), from.map(|b| f32::from(b >> 4) - 8.0)].map(|half| self.load(&half))
+    }
+    /// Asks for the bytes to be brought near.
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8]) {}
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -162,8 +180,20 @@ mod x86 {
         };
     }
 
+    /// Brings the bytes to the second-level cache: the first is full of what is being worked on.
+    #[inline(always)]
+    fn prefetch(bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            // SAFETY: a prefetch of any address is harmless; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+
     impl Lanes for Avx2Lanes {
         type V = [__m256; 2];
+
+        // Twelve registers of sums, two of keys, one query: all 16 but one.
+        const QUERIES: usize = 6;
 
         #[inline(always)]
         fn splat(self, x: f32) -> Self::V {
@@ -180,6 +210,30 @@ mod x86 {
             let p = from.as_ptr().cast::<__m128i>();
             // SAFETY: `self` proves the features; both halves lie in the array.
             unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))] }
+        }
+        #[inline(always)]
+        fn load_i8(self, from: &[i8; LANES]) -> Self::V {
+            // SAFETY: `self` proves the features; the array holds the 16 bytes.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.as_ptr().cast());
+                [bytes, _mm_srli_si128::<8>(bytes)].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half)))
+            }
+        }
+        #[inline(always)]
+        fn load_nibbles(self, from: &[u8; LANES]) -> [Self::V; 2] {
+            // SAFETY: `self` proves the features; the array holds the 16 bytes.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.as_ptr().cast());
+                let mask = _mm_set1_epi8(15);
+                [_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask)].map(|codes| {
+                    let codes = _mm_sub_epi8(codes, _mm_set1_epi8(8));
+                    [codes, _mm_srli_si128::<8>(codes)].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half)))
+                })
+            }
+        }
+        #[inline(always)]
+        fn prefetch(self, bytes: &[u8]) {
+            prefetch(bytes);
         }
         #[inline(always)]
         fn store(self, v: Self::V, to: &mut [f32; LANES]) {
@@ -263,6 +317,11 @@ mod x86 {
     impl Lanes for Avx512Lanes {
         type V = __m512;
 
+        // 24 registers of sums, two of keys, one query: 27 of 32. Eight queries would do for the adders' latency; twelve
+        // load less beside each multiplication.
+        const QUERIES: usize = 12;
+        const WIDE: bool = true;
+
         #[inline(always)]
         fn splat(self, x: f32) -> Self::V {
             // SAFETY: `self` proves the features; see above.
@@ -277,6 +336,27 @@ mod x86 {
         fn load_f16(self, from: &[f16; LANES]) -> Self::V {
             // SAFETY: `self` proves the features; the array holds the 16 elements.
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn load_i8(self, from: &[i8; LANES]) -> Self::V {
+            // SAFETY: `self` proves the features; the array holds the 16 bytes.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn load_nibbles(self, from: &[u8; LANES]) -> [Self::V; 2] {
+            // SAFETY: `self` proves the features; the array holds the 16 bytes.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.as_ptr().cast());
+                let mask = _mm_set1_epi8(15);
+                [_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask)].map(|codes| {
+                    let codes = _mm_sub_epi8(codes, _mm_set1_epi8(8));
+                    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+                })
+            }
+        }
+        #[inline(always)]
+        fn prefetch(self, bytes: &[u8]) {
+            prefetch(bytes);
         }
         #[inline(always)]
         fn store(self, v: Self::V, to: &mut [f32; LANES]) {

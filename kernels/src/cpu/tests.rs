@@ -29,6 +29,11 @@ fn all_kernels() -> Vec<CpuKernels> {
         eprintln!("avxvnni is tested with its one instruction emulated");
         found.push(avx2::EMULATED_VNNI);
     }
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx512Vnni.is_available() && !Isa::Avx512Bf16.is_available() {
+        eprintln!("avx512bf16 is tested with its two instructions emulated");
+        found.push(avx512::EMULATED_BF16);
+    }
     found
 }
 
@@ -378,6 +383,71 @@ fn matmul_f32_for_every_type_and_shape() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// The product of bf16 weights with activations rounded to bf16, on the tables that round.
+#[test]
+fn matmul_rounded_is_exact_on_rounded_activations() {
+    let kernels: Vec<_> = all_kernels().into_iter().filter(|kernels| kernels.matmul_bf16.is_some()).collect();
+    if kernels.is_empty() {
+        eprintln!("SKIP: nothing multiplies bf16 here");
+    }
+    for kernels in kernels {
+        for (k, n, m) in [(32, 1, 9), (64, 31, 16), (512, 33, 33), (544, 64, 40), (1056, 5, 515)] {
+            let case = Case::new(QuantType::BF16, m, n, k, k as u64);
+            let mut out = vec![7777.0; m * (n + 3)];
+            let mut scratch = Scratch::for_shapes(k);
+            // SAFETY: `out` is [m, n + 3].
+            unsafe {
+                kernels.matmul_rounded(&case.matrix(), 0..n, &case.x, k, m, out.as_mut_ptr(), n + 3, &mut scratch);
+            }
+            let mut dense = vec![0.0; n * k];
+            for (row, dense) in dense.chunks_exact_mut(k).enumerate() {
+                QuantType::BF16.dequantize_row(case.matrix().row(row), dense).unwrap();
+            }
+            let rounded: Vec<f64> = case.x.iter().map(|&x| half::bf16::from_f32(x).to_f64()).collect();
+            for (i, &got) in out.iter().enumerate() {
+                let (m, n) = (i / (n + 3), i % (n + 3));
+                if n >= case.n {
+                    assert_eq!(got, 7777.0, "{} [{m}, {n}]", kernels.isa().name());
+                    continue;
+                }
+                let terms = dense[n * k..][..k].iter().zip(&rounded[m * k..][..k]).map(|(&w, &x)| f64::from(w) * x);
+                let (expected, magnitude) = terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs()));
+                let tolerance = (k as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON) * magnitude;
+                assert!(
+                    (f64::from(got) - expected).abs() <= tolerance,
+                    "{} K {k} [{m}, {n}]: {got}, not {expected} ± {tolerance}",
+                    kernels.isa().name(),
+                );
+            }
+        }
+    }
+}
+
+/// What AMX must pass before it is used: other tables do, and one that multiplies wrongly doesn't.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_check_of_amx_can_fail() {
+    let Some(kernels) = CpuKernels::for_isa(Isa::Avx512Vnni) else {
+        eprintln!("SKIP avx512vnni: this CPU lacks it");
+        return;
+    };
+    assert!(avx512::amx::agrees_with_scalar(&kernels).unwrap());
+    for wrong in [
+        CpuKernels { matmul_q8: |w, rows, _, out, stride, _| clear(w, rows, out, stride), ..kernels },
+        CpuKernels { matmul_bf16: Some(|w, rows, _, _, _, out, stride, _| clear(w, rows, out, stride)), ..kernels },
+    ] {
+        assert!(!avx512::amx::agrees_with_scalar(&wrong).unwrap());
+    }
+
+    /// Only the first row, and that as zeros.
+    fn clear(_: &MatrixRef, rows: std::ops::Range<usize>, out: *mut f32, _: usize) {
+        for n in rows {
+            // SAFETY: the caller's output.
+            unsafe { out.add(n).write(0.0) };
         }
     }
 }

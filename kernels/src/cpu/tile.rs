@@ -84,6 +84,40 @@ pub(super) trait TileLanes {
     ) -> [[Self::Int; R]; N];
 }
 
+/// [`TileLanes`] but `bias` and `dots`, as another type has it.
+#[cfg(target_arch = "x86_64")]
+macro_rules! lanes_of {
+    ($lanes:ty) => {
+        lanes_of! {
+            @forward $lanes,
+            load_int(p: *const i32) -> Self::Int;
+            store_int(p: *mut i32, x: Self::Int) -> ();
+            splat_int(x: i32) -> Self::Int;
+            mul_add_int(a: Self::Int, b: Self::Int, c: Self::Int) -> Self::Int;
+            load(p: *const f32) -> Self::Float;
+            store(p: *mut f32, x: Self::Float) -> ();
+            splat(x: f32) -> Self::Float;
+            from_bits(x: Self::Int) -> Self::Float;
+            to_bits(x: Self::Float) -> Self::Int;
+            mul(a: Self::Float, b: Self::Float) -> Self::Float;
+            fma(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+        }
+    };
+    (@forward $lanes:ty, $($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        const LANES: usize = <$lanes as TileLanes>::LANES;
+        type Int = <$lanes as TileLanes>::Int;
+        type Float = <$lanes as TileLanes>::Float;
+
+        $(#[inline(always)]
+        unsafe fn $name($($arg: $type),*) -> $out {
+            // SAFETY: the caller's promises, passed on.
+            unsafe { <$lanes as TileLanes>::$name($($arg),*) }
+        })*
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use lanes_of;
+
 /// For each group of weights and lane what its dot products start at, [`MAGIC_BITS`] − offset · Σ q, where the offset is the type's
 /// less [`TileLanes::bias`]; for formats with minima the bits of d · Σ q. `[num_groups · 32 / GROUP][PACK_ROWS]`.
 ///
@@ -203,6 +237,7 @@ fn opaque(mut x: usize) -> usize {
 ///
 /// # Safety
 /// As [`TileLanes::dots`]; `dot` must be callable.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) unsafe fn dots_by_4<L: TileLanes, const GROUP: usize, const R: usize, const N: usize>(
     start: [L::Int; R],

@@ -30,14 +30,16 @@ pub fn default_workers() -> usize {
     }
 }
 
-/// Keeps the current thread on one logical CPU. A refusal is harmless: the thread then wanders.
-pub(super) fn pin_current_thread(cpu: usize) {
+/// Keeps the current thread on these logical CPUs. A refusal is harmless: the thread then wanders.
+pub(super) fn keep_current_thread_on(cpus: &[usize]) {
     #[cfg(target_os = "linux")]
     {
         let mut set = rustix::thread::CpuSet::new();
-        set.set(cpu);
+        for &cpu in cpus {
+            set.set(cpu);
+        }
         let _refused = rustix::thread::sched_setaffinity(None, &set).is_err();
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = cpu;
+    let _ = cpus;
 }

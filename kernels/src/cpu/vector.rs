@@ -49,7 +49,7 @@ pub struct VectorKernels {
     add: unsafe fn(&mut [f32], &[f32]),
     scale: unsafe fn(f32, &[f32], &mut [f32]),
     softcap: unsafe fn(f32, &[f32], &mut [f32]),
-    attention_tile: unsafe fn(&TileArgs<'_>, &mut TileScratch, &mut [f32]),
+    attention_tile: unsafe fn(&TileArgs<'_>, &mut TileScratch),
 }
 
 /// Entry points of one instruction set: `#[target_feature]` functions into which the generic bodies are inlined.
@@ -102,8 +102,8 @@ macro_rules! entry_points {
                 math::softcap(lanes(), cap, x, out);
             }
             $(#[$feature])?
-            fn attention_tile(args: &TileArgs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
-                attention::tile(lanes(), args, scratch, out);
+            fn attention_tile(args: &TileArgs<'_>, scratch: &mut TileScratch) {
+                attention::tile(lanes(), args, scratch);
             }
         }
     };
@@ -147,7 +147,7 @@ impl VectorKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::AvxVnni => avx2::table(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni => avx512::table(),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => avx512::table(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::NeonDotprod => neon::table(),
             _ => None,
@@ -201,11 +201,11 @@ impl VectorKernels {
         unsafe { (self.softcap)(cap, x, out) }
     }
 
-    /// Attends with up to [`attention::TILE_QUERIES`] queries; see [`TileArgs`]. `out` is `[queries, v_dim]`.
-    pub fn attention_tile(&self, args: &TileArgs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
-        args.check(out.len());
+    /// Attends with up to [`attention::TILE_QUERIES`] queries; see [`TileArgs`]. The results are in the scratch.
+    pub fn attention_tile(&self, args: &TileArgs<'_>, scratch: &mut TileScratch) {
+        args.check(scratch);
         // SAFETY: a table is only made when the CPU has the features of its functions.
-        unsafe { (self.attention_tile)(args, scratch, out) }
+        unsafe { (self.attention_tile)(args, scratch) }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Row-wise kernels and attention: each instruction set by name against f64 arithmetic.
 
-use half::f16;
+use std::ops::Range;
 
 use super::Isa;
-use super::attention::{KV_BLOCK, KvSlice, TILE_QUERIES, TileArgs, TileScratch};
+use super::attention::{KV_BLOCK, TILE_QUERIES, TileArgs, TileScratch, merge_parts};
+use super::kv::KvType;
 use super::vector::{Activation, NormRow, RopePairs, VectorKernels, rope_head};
 
 /// Lengths around the vector width, and real ones.
@@ -149,50 +150,96 @@ fn rope_rotates_pairs_and_leaves_the_rest() {
     close("adjacent", &adjacent, &[0.6 - 1.6, 0.8 + 1.2, 2.4 + 2.4, -1.8 + 3.2, 5.0], 1e-6);
 }
 
-/// A cache with one sequence scattered over its blocks.
+/// One sequence scattered over the blocks of a cache.
 struct Cache {
+    kv: KvType,
     num_kv_heads: usize,
     k_dim: usize,
     v_dim: usize,
     table: Vec<u32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    /// What was stored, as the cache gives it back: `[positions][num_kv_heads][dim]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// The cache itself, in words for their alignment.
+    k: Vec<u64>,
+    v: Vec<u64>,
 }
 
 impl Cache {
-    fn new(num_kv_heads: usize, k_dim: usize, v_dim: usize, num_blocks: usize) -> Self {
-        let len = |dim: usize| num_blocks * num_kv_heads * dim * KV_BLOCK;
-        // Rounded to half precision, so that both element types hold the same.
-        let round = |v: Vec<f32>| v.into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
-        Self {
+    fn new(kv: KvType, num_kv_heads: usize, k_dim: usize, v_dim: usize, num_blocks: usize) -> Self {
+        let positions = num_blocks * KV_BLOCK;
+        let words = |dim: usize| vec![0u64; num_blocks * num_kv_heads * kv.block_bytes(dim) / 8];
+        let mut cache = Self {
+            kv,
             num_kv_heads,
             k_dim,
             v_dim,
             table: (0..num_blocks as u32).rev().collect(),
-            k: round(values(11, len(k_dim), 1.0)),
-            v: round(values(12, len(v_dim), 2.0)),
+            keys: values(11, positions * num_kv_heads * k_dim, 1.0),
+            values: values(12, positions * num_kv_heads * v_dim, 2.0),
+            k: words(k_dim),
+            v: words(v_dim),
+        };
+        for position in 0..positions {
+            cache.store(position);
+        }
+        cache.keys.chunks_exact_mut(k_dim).for_each(|head| kv.round(head));
+        cache.values.chunks_exact_mut(v_dim).for_each(|head| kv.round(head));
+        cache
+    }
+
+    /// Writes a position of all heads to the cache.
+    fn store(&mut self, position: usize) {
+        for head in 0..self.num_kv_heads {
+            let row = position * self.num_kv_heads + head;
+            let index = self.table[position / KV_BLOCK] as usize * self.num_kv_heads + head;
+            let (k_bytes, v_bytes) = (self.kv.block_bytes(self.k_dim), self.kv.block_bytes(self.v_dim));
+            let k = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut self.k)[index * k_bytes..][..k_bytes];
+            let v = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut self.v)[index * v_bytes..][..v_bytes];
+            let slot = position % KV_BLOCK;
+            // SAFETY: whole blocks, borrowed mutably.
+            unsafe {
+                self.kv.store_key(k.as_mut_ptr(), slot, &self.keys[row * self.k_dim..][..self.k_dim]);
+                self.kv.store_value(v.as_mut_ptr(), slot, &self.values[row * self.v_dim..][..self.v_dim]);
+            }
         }
     }
 
-    fn expected(&self, args: &TileArgs<'_>) -> Vec<f64> {
+    fn args<'a>(&'a self, queries: &'a [(&'a [f32], Range<usize>)], kv_head: usize) -> TileArgs<'a> {
+        TileArgs {
+            queries,
+            kv: self.kv,
+            k: bytemuck::cast_slice(&self.k),
+            v: bytemuck::cast_slice(&self.v),
+            table: &self.table,
+            num_kv_heads: self.num_kv_heads,
+            kv_head,
+            k_dim: self.k_dim,
+            v_dim: self.v_dim,
+            scale: 0.7,
+            softcap: None,
+        }
+    }
+
+    fn expected(&self, args: &TileArgs<'_>, sink: Option<f32>) -> Vec<f64> {
         let mut out = Vec::new();
         for (q, seen) in args.queries {
-            let index = |p: usize| self.table[p / KV_BLOCK] as usize * self.num_kv_heads + args.kv_head;
+            let row = |p: usize| p * self.num_kv_heads + args.kv_head;
             let scores: Vec<f64> = seen
                 .clone()
                 .map(|p| {
-                    let base = index(p) * self.k_dim * KV_BLOCK + p % KV_BLOCK;
-                    let dot: f64 =
-                        (0..self.k_dim).map(|d| f64::from(q[d]) * f64::from(self.k[base + d * KV_BLOCK])).sum();
+                    let key = &self.keys[row(p) * self.k_dim..][..self.k_dim];
+                    let dot: f64 = q.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
                     let score = dot * f64::from(args.scale);
                     args.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 })
                 .collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink = sink.map_or(f64::NEG_INFINITY, f64::from);
+            let max = scores.iter().copied().fold(sink, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-            let sum: f64 = weights.iter().sum();
+            let sum = weights.iter().sum::<f64>() + (sink - max).exp();
             for d in 0..self.v_dim {
-                let value = |p: usize| f64::from(self.v[(index(p) * KV_BLOCK + p % KV_BLOCK) * self.v_dim + d]);
+                let value = |p: usize| f64::from(self.values[row(p) * self.v_dim + d]);
                 out.push(seen.clone().zip(&weights).map(|(p, w)| w * value(p)).sum::<f64>() / sum);
             }
         }
@@ -200,43 +247,38 @@ impl Cache {
     }
 }
 
+/// All results of a tile.
+fn attend(kernels: &VectorKernels, args: &TileArgs<'_>, scratch: &mut TileScratch, sink: Option<f32>) -> Vec<f32> {
+    kernels.attention_tile(args, scratch);
+    let mut out = vec![f32::NAN; args.queries.len() * args.v_dim];
+    for (n, out) in out.chunks_exact_mut(args.v_dim).enumerate() {
+        scratch.finish(n, sink, out);
+    }
+    out
+}
+
+/// Ranges at block edges, inside one block, over all, and windows that skip whole blocks.
+const RANGES: [Range<usize>; 8] = [0..1, 0..160, 31..33, 5..9, 96..128, 40..97, 128..160, 159..160];
+
 #[test]
 fn attention_tiles_match_plain_softmax() {
     for (isa, kernels) in tables() {
-        for (k_dim, v_dim) in [(64, 64), (16, 16), (24, 24), (72, 40), (128, 256)] {
-            let cache = Cache::new(2, k_dim, v_dim, 5);
-            let halves = |v: &[f32]| v.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>();
-            let (k16, v16) = (halves(&cache.k), halves(&cache.v));
-            let queries = values(13, TILE_QUERIES * k_dim, 1.0);
-            let mut scratch = TileScratch::new(k_dim.max(v_dim));
-            // Ranges at block edges, inside one block, over all, and windows that skip whole blocks.
-            let ranges = [0..1, 0..160, 31..33, 5..9, 96..128, 40..97, 128..160, 159..160];
-            for count in 1..=TILE_QUERIES {
-                for shift in 0..ranges.len() {
-                    for (softcap, kv_head) in [(None, 0), (Some(2.0), 1)] {
+        for (k_dim, v_dim) in [(64, 64), (32, 32), (24, 24), (72, 40), (128, 256), (96, 64)] {
+            for kv in KvType::ALL.into_iter().filter(|kv| kv.fits(k_dim) && kv.fits(v_dim)) {
+                let cache = Cache::new(kv, 2, k_dim, v_dim, 5);
+                let queries = values(13, TILE_QUERIES * k_dim, 1.0);
+                let mut scratch = TileScratch::new(k_dim.max(v_dim));
+                // Every size of a group of queries, and several groups.
+                for count in (1..=13).chain([23, TILE_QUERIES - 1, TILE_QUERIES]) {
+                    for shift in (count % 2..RANGES.len()).step_by(2) {
                         let tile: Vec<_> = (0..count)
-                            .map(|n| (&queries[n * k_dim..][..k_dim], ranges[(n + shift) % ranges.len()].clone()))
+                            .map(|n| (&queries[n * k_dim..][..k_dim], RANGES[(n + shift) % RANGES.len()].clone()))
                             .collect();
-                        let mut args = TileArgs {
-                            queries: &tile,
-                            k: KvSlice::F32(&cache.k),
-                            v: KvSlice::F32(&cache.v),
-                            table: &cache.table,
-                            num_kv_heads: 2,
-                            kv_head,
-                            k_dim,
-                            v_dim,
-                            scale: 0.7,
-                            softcap,
-                        };
-                        let expected = cache.expected(&args);
-                        let mut out = vec![f32::NAN; count * v_dim];
-                        kernels.attention_tile(&args, &mut scratch, &mut out);
-                        close(&format!("{isa} f32"), &out, &expected, 2e-5);
-                        (args.k, args.v) = (KvSlice::F16(&k16), KvSlice::F16(&v16));
-                        out.fill(f32::NAN);
-                        kernels.attention_tile(&args, &mut scratch, &mut out);
-                        close(&format!("{isa} f16"), &out, &expected, 2e-5);
+                        let mut args = cache.args(&tile, shift % 2);
+                        args.softcap = (shift % 3 == 0).then_some(2.0);
+                        let sink = (shift % 4 > 1).then_some(shift as f32 - 3.0);
+                        let got = attend(&kernels, &args, &mut scratch, sink);
+                        close(&format!("{isa} {kv:?}"), &got, &cache.expected(&args, sink), 2e-5);
                     }
                 }
             }
@@ -245,37 +287,82 @@ fn attention_tiles_match_plain_softmax() {
 }
 
 #[test]
-fn attention_ignores_what_nobody_sees() {
+fn parts_of_a_context_join_to_the_whole() {
     for (isa, kernels) in tables() {
-        let mut cache = Cache::new(1, 16, 16, 2);
-        let query = values(1, 16, 1.0);
-        let tile = [(&query[..], 3..20)];
-        let table = cache.table.clone();
-        let run = |cache: &Cache| {
-            let args = TileArgs {
-                queries: &tile,
-                k: KvSlice::F32(&cache.k),
-                v: KvSlice::F32(&cache.v),
-                table: &table,
-                num_kv_heads: 1,
-                kv_head: 0,
-                k_dim: 16,
-                v_dim: 16,
-                scale: 1.0,
-                softcap: None,
-            };
-            let mut out = vec![0.0; 16];
-            kernels.attention_tile(&args, &mut TileScratch::new(16), &mut out);
-            out
+        let cache = Cache::new(KvType::F16, 1, 32, 48, 5);
+        let queries = values(13, 3 * 32, 4.0);
+        let mut scratch = TileScratch::new(48);
+        let tile = |part: Range<usize>| -> Vec<(&[f32], Range<usize>)> {
+            let within = |seen: Range<usize>| seen.start.max(part.start)..seen.end.min(part.end);
+            // The second sees nothing of the first and last part.
+            [0..160, 70..80, 3..150].into_iter().zip(queries.chunks(32)).map(|(seen, q)| (q, within(seen))).collect()
         };
-        let clean = run(&cache);
-        let block = table[0] as usize * 16 * KV_BLOCK;
-        for position in (0..3).chain(20..KV_BLOCK) {
-            for d in 0..16 {
-                cache.k[block + d * KV_BLOCK + position] = f32::NAN;
-                cache.v[block + position * 16 + d] = f32::NAN;
+        let stride = 48 + 2;
+        let mut parts = vec![f32::NAN; 3 * 3 * stride];
+        for (index, part) in [0..64, 64..128, 128..160].into_iter().enumerate() {
+            kernels.attention_tile(&cache.args(&tile(part), 0), &mut scratch);
+            for n in 0..3 {
+                scratch.store_part(n, &mut parts[(n * 3 + index) * stride..][..stride]);
             }
         }
-        assert_eq!(run(&cache), clean, "{isa}");
+        for sink in [None, Some(2.5)] {
+            let mut out = vec![f32::NAN; 3 * 48];
+            for (out, parts) in out.chunks_exact_mut(48).zip(parts.chunks_exact(3 * stride)) {
+                merge_parts(parts, stride, sink, out);
+            }
+            let whole = tile(0..160);
+            close(isa, &out, &cache.expected(&cache.args(&whole, 0), sink), 2e-5);
+        }
+    }
+}
+
+#[test]
+fn attention_ignores_what_nobody_sees() {
+    for (isa, kernels) in tables() {
+        let mut cache = Cache::new(KvType::F32, 1, 16, 16, 2);
+        let query = values(1, 16, 1.0);
+        let tile = [(&query[..], 3..20)];
+        let clean = attend(&kernels, &cache.args(&tile, 0), &mut TileScratch::new(16), None);
+        for position in (0..3).chain(20..KV_BLOCK) {
+            cache.keys[position * 16..][..16].fill(f32::NAN);
+            cache.values[position * 16..][..16].fill(f32::NAN);
+            cache.store(position);
+        }
+        let got = attend(&kernels, &cache.args(&tile, 0), &mut TileScratch::new(16), None);
+        assert_eq!(got, clean, "{isa}");
+    }
+}
+
+#[test]
+fn cached_elements_stay_within_a_step_of_their_type() {
+    for range in [1e-6, 1.0, 300.0, 1e6] {
+        let exact = values(3, 256, range);
+        // The largest half precision number bounds what f16 and the scales can hold.
+        for (kv, step, largest) in [
+            (KvType::F32, 0.0, f32::MAX),
+            (KvType::F16, 1.0 / 1024.0, 65504.0),
+            (KvType::Q8_0, 0.51 / 127.0, f32::MAX),
+            (KvType::Q4_0, 1.01 / 8.0, 5e5),
+        ] {
+            let mut rounded = exact.clone();
+            kv.round(&mut rounded);
+            for (group, rounded) in exact.chunks(32).zip(rounded.chunks(32)) {
+                let most = group.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                for (x, got) in group.iter().zip(rounded) {
+                    let x = x.clamp(-largest, largest);
+                    // Below the smallest half precision number everything is 0.
+                    let bound = step * most + if kv == KvType::F32 { 0.0 } else { 127.0 * 6e-8 };
+                    assert!((x - got).abs() <= bound, "{kv:?}: {x} became {got}, largest {most}");
+                }
+            }
+        }
+    }
+    for kv in KvType::ALL {
+        let mut odd = [f32::INFINITY, f32::NEG_INFINITY, 0.0, 1.0].repeat(16);
+        kv.round(&mut odd);
+        assert!(kv == KvType::F32 || odd.iter().all(|x| x.is_finite()), "{kv:?}: {odd:?}");
+        let mut zeros = [0.0; 32];
+        kv.round(&mut zeros);
+        assert_eq!(zeros, [0.0; 32]);
     }
 }

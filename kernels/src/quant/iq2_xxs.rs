@@ -41,15 +41,16 @@ impl Block for BlockIq2Xxs {
         for (g, qs) in qs.iter_mut().enumerate() {
             let scale = f32::from(numbers[g]) + 0.5;
             let mut high = u32::from(numbers[g]) << 28;
-            for (l, index) in qs[..4].iter_mut().enumerate() {
+            let (points, last) = qs.split_at_mut(4);
+            for (l, to) in points.iter_mut().enumerate() {
                 let at = 32 * g + 8 * l;
                 let (signs, magnitudes) = signs_of(&x[at..at + 8], Parity::Even);
                 let (point, _) = BOOK.nearest(&magnitudes.map(|x| x * fit::inverse(unit * scale)));
-                *index = point as u8;
+                *to = point as u8;
                 high |= (signs & 127) << (7 * l);
                 put_values(&mut values[at..at + 8], POINTS[point].to_le_bytes(), signs, scale);
             }
-            qs[4..].copy_from_slice(&high.to_le_bytes());
+            last.copy_from_slice(&high.to_le_bytes());
         }
         Self { d: fit::to_half(refit(x, &values) * 4.0).0, qs }
     }

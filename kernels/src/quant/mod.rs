@@ -55,6 +55,7 @@ pub use iq2_xxs::BlockIq2Xxs;
 pub use iq3_s::BlockIq3S;
 pub use iq3_xxs::BlockIq3Xxs;
 pub use iq4_nl::BlockIq4Nl;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use iq4_nl::LEVELS as IQ4_LEVELS;
 pub use iq4_xs::BlockIq4Xs;
 pub use mxfp4::BlockMxfp4;

@@ -250,6 +250,7 @@ impl Builder<'_> {
             scale: config.attention_scale,
             softcap: config.attention_softcap,
             mask: config.mask,
+            sinks: None,
             kv,
         });
         self.linear(&attn_output, buffers.attn, buffers.proj, config.attention_output_bias)?;

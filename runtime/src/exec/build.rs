@@ -1,10 +1,12 @@
 //! Chooses an executor and sizes it.
 
+use shimmy_kernels::cpu::kv::KV_GROUP;
+
 use crate::error::{Error, Result};
 use crate::exec::candle::CandleExecutor;
 use crate::exec::cpu::CpuExecutor;
-use crate::exec::options::{Backend, ExecOptions, KvDtype};
-use crate::exec::{Executor, Limits};
+use crate::exec::options::{Backend, ExecOptions};
+use crate::exec::{Executor, KvType, Limits};
 use crate::kv::BLOCK_TOKENS;
 use crate::plan::Plan;
 
@@ -29,12 +31,8 @@ pub fn build(plan: &Plan, options: &ExecOptions) -> Result<Box<dyn Executor>> {
 }
 
 /// Bytes of keys and values that one token takes over all layers.
-pub fn kv_bytes_per_token(plan: &Plan, dtype: KvDtype) -> usize {
-    let element = match dtype {
-        KvDtype::F16 => 2,
-        KvDtype::F32 => 4,
-    };
-    plan.kv.iter().map(|kv| kv.num_kv_heads * (kv.k_dim + kv.v_dim) * element).sum()
+pub fn kv_bytes_per_token(plan: &Plan, kv: KvType) -> usize {
+    plan.kv.iter().map(|spec| spec.num_kv_heads * (kv.token_bytes(spec.k_dim) + kv.token_bytes(spec.v_dim))).sum()
 }
 
 /// The limits that the options and this machine's memory set.
@@ -43,7 +41,8 @@ pub fn kv_bytes_per_token(plan: &Plan, dtype: KvDtype) -> usize {
 /// available now.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] when an explicit `kv_tokens` or `max_context` can't be met; [`Error::InvalidRequest`] for zeros.
+/// [`Error::OutOfMemory`] when an explicit `kv_tokens` or `max_context` can't be met; [`Error::InvalidRequest`] for zeros,
+/// and for a type of the KV cache that doesn't take the model's heads.
 pub fn limits(plan: &Plan, options: &ExecOptions) -> Result<Limits> {
     let zero = |param| Err(Error::InvalidRequest { param, message: "must be at least 1".into() });
     if options.max_step_tokens == 0 {
@@ -52,7 +51,17 @@ pub fn limits(plan: &Plan, options: &ExecOptions) -> Result<Limits> {
     if options.max_context == Some(0) || options.kv_tokens == Some(0) {
         return zero("ctx");
     }
-    let per_token = kv_bytes_per_token(plan, options.kv_dtype).max(1);
+    let kv = options.kv_type;
+    if let Some(dim) = plan.kv.iter().flat_map(|spec| [spec.k_dim, spec.v_dim]).find(|&dim| !kv.fits(dim)) {
+        return Err(Error::InvalidRequest {
+            param: "kv",
+            message: format!(
+                "{} stores heads in groups of {KV_GROUP} elements, and this model's have {dim}; f16 and f32 take any",
+                kv.name()
+            ),
+        });
+    }
+    let per_token = kv_bytes_per_token(plan, kv).max(1);
     let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / per_token);
     let wanted_context = options.max_context.unwrap_or(plan.max_context);
     let tokens = match options.kv_tokens {

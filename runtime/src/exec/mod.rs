@@ -13,7 +13,8 @@ pub mod options;
 
 pub use batch::{OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes_per_token, limits};
-pub use options::{Activations, Backend, ExecOptions, KvDtype};
+pub use options::{Activations, Backend, ExecOptions};
+pub use shimmy_kernels::cpu::kv::KvType;
 
 use crate::error::Result;
 

@@ -1,5 +1,7 @@
 //! How an executor is asked to run.
 
+use shimmy_kernels::cpu::kv::KvType;
+
 /// Which executor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Backend {
@@ -12,23 +14,14 @@ pub enum Backend {
     Candle,
 }
 
-/// Arithmetic of matmuls with quantised weights on the cpu executor.
+/// Arithmetic of matmuls on the cpu executor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// Activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible.
+    /// On quantised weights activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible. Many
+    /// rows on bf16 weights are rounded to bf16 where the CPU multiplies that.
     #[default]
     Q8,
-    /// f32 activations on dequantised weights: slower, exact.
-    F32,
-}
-
-/// Element type of the KV cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum KvDtype {
-    /// Half the memory of f32.
-    #[default]
-    F16,
-    /// Exact.
+    /// f32 activations on the exact values of the weights: slower.
     F32,
 }
 
@@ -48,7 +41,7 @@ pub struct ExecOptions {
     /// Matmul arithmetic.
     pub activations: Activations,
     /// KV storage.
-    pub kv_dtype: KvDtype,
+    pub kv_type: KvType,
 }
 
 impl Default for ExecOptions {
@@ -60,7 +53,7 @@ impl Default for ExecOptions {
             kv_tokens: None,
             max_step_tokens: 512,
             activations: Activations::Q8,
-            kv_dtype: KvDtype::F16,
+            kv_type: KvType::F16,
         }
     }
 }

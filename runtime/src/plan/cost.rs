@@ -117,7 +117,7 @@ impl Plan {
                 let rotated = (num_heads * self.ropes[rope.0].rotary_dim) as u64 * load.num_tokens as u64;
                 Cost { activation_bytes: 2 * F32_BYTES * rotated, flops: 3 * rotated, ..Cost::default() }
             }
-            Op::Attention { q, k, v, out, num_heads, mask, kv, softcap, .. } => {
+            Op::Attention { q, k, v, out, num_heads, mask, sinks, kv, softcap, .. } => {
                 let spec = &self.kv[kv.0];
                 let window = spec.window.unwrap_or(usize::MAX);
                 let first = load.context.saturating_sub(load.num_tokens);
@@ -130,7 +130,7 @@ impl Plan {
                 let row = (spec.num_kv_heads * (spec.k_dim + spec.v_dim) * load.kv_element_bytes) as u64;
                 let a_pair = 2 * (spec.k_dim + spec.v_dim) as u64 + 4 + if softcap.is_some() { 2 } else { 0 };
                 Cost {
-                    weight_bytes: 0,
+                    weight_bytes: sinks.map_or(0, weight),
                     activation_bytes: F32_BYTES * [q, k, v, out].map(elements).iter().sum::<u64>(),
                     kv_bytes: row * (read + load.num_tokens as u64),
                     flops: pairs * num_heads as u64 * a_pair,

@@ -176,6 +176,8 @@ pub enum Op {
         softcap: Option<f32>,
         /// Who sees whom.
         mask: Mask,
+        /// `[num_heads]`: one more score of each query, without a value, that takes part in the softmax.
+        sinks: Option<WeightId>,
         /// Which cache.
         kv: KvId,
     },

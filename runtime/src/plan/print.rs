@@ -313,6 +313,7 @@ mod tests {
                 scale: 1.0,
                 softcap: None,
                 mask: Mask::Causal,
+                sinks: None,
                 kv: KvId(layer),
             });
             plan.ops.push(Op::Glu { act: Act::Silu, gate: y, up: y, out: x });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use shimmy_runtime::engine::{EngineOptions, SamplingParams};
-use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvDtype};
+use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvType};
 use shimmy_runtime::models::{self, Catalog, Discovered, LoadOptions, LoadedModel, default_roots};
 
 use super::failure::usage;
@@ -58,6 +58,12 @@ pub(super) enum KvArg {
     F16,
     /// Exact.
     F32,
+    /// int8 with a scale for 32 elements: a quarter of f32.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Four bits with a scale for 32 elements: an eighth of f32, and it shows.
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// How to run a model.
@@ -105,9 +111,11 @@ impl ExecArgs {
                 ActivationsArg::Q8 => Activations::Q8,
                 ActivationsArg::F32 => Activations::F32,
             },
-            kv_dtype: match self.kv {
-                KvArg::F16 => KvDtype::F16,
-                KvArg::F32 => KvDtype::F32,
+            kv_type: match self.kv {
+                KvArg::F16 => KvType::F16,
+                KvArg::F32 => KvType::F32,
+                KvArg::Q8_0 => KvType::Q8_0,
+                KvArg::Q4_0 => KvType::Q4_0,
             },
         }
     }

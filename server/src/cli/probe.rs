@@ -92,11 +92,7 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
     let (config, plan) = shimmy_runtime::arch::load(&file, OutputKind::Logits)?;
     let mut options = args.exec.options();
     let context = options.max_context.unwrap_or(plan.max_context).min(plan.max_context);
-    let element = match options.kv_dtype {
-        shimmy_runtime::exec::KvDtype::F16 => 2,
-        shimmy_runtime::exec::KvDtype::F32 => 4,
-    };
-    let per_token: usize = plan.kv.iter().map(|kv| kv.num_kv_heads * (kv.k_dim + kv.v_dim) * element).sum();
+    let per_token = shimmy_runtime::exec::kv_bytes_per_token(&plan, options.kv_type);
     options.max_context = Some(context.min(shimmy_runtime::kv::BLOCK_TOKENS));
     options.max_step_tokens = options.max_step_tokens.min(shimmy_runtime::kv::BLOCK_TOKENS);
     let executor = shimmy_runtime::exec::build(&plan, &options)?.name();

@@ -1,11 +1,13 @@
-//! The 8-bit dot product on 256-bit registers, and the function that must be compiled once for each way of doing it.
+//! The 8-bit dot product of decode on 256-bit registers, and the function that must be compiled once for each way of doing it.
 
 use core::arch::x86_64::*;
 
 use super::{
+    Avx2,
     decode::{self, DecodeJob},
     formats::Format,
 };
+use crate::cpu::gemm::GemmIsa;
 
 /// How `acc[lane] + Σ codes[4·lane + j] · x[4·lane + j]`, j in 0..4, is computed, for codes as [`Format`] gives them: unsigned or,
 /// with [`Format::SIGNED`], signed. x is never −128. No i32 overflows: see the AVX-512 trait of this name.
@@ -13,6 +15,9 @@ use super::{
 /// A `#[target_feature]` function can't depend on a type parameter, so each implementation brings the hot function compiled
 /// for its own features.
 pub(super) trait Dot: Copy + 'static {
+    /// Its GEMM.
+    type Gemm: GemmIsa;
+
     /// The dot product itself, to be inlined into the function below.
     ///
     /// # Safety
@@ -35,11 +40,12 @@ macro_rules! hot_function {
         }
     };
 }
+pub(super) use hot_function;
 
 /// An unsigned and a signed factor with the same product: signed codes give their sign to x, which is never −128. The codes'
 /// magnitude is at most 128, which an unsigned byte holds.
 #[inline(always)]
-unsafe fn unsigned_by_signed<F: Format>(codes: __m256i, x: __m256i) -> (__m256i, __m256i) {
+pub(super) unsafe fn unsigned_by_signed<F: Format>(codes: __m256i, x: __m256i) -> (__m256i, __m256i) {
     // SAFETY: value-only.
     unsafe { if F::SIGNED { (_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes)) } else { (codes, x) } }
 }
@@ -50,6 +56,8 @@ unsafe fn unsigned_by_signed<F: Format>(codes: __m256i, x: __m256i) -> (__m256i,
 pub(super) struct Maddubs;
 
 impl Dot for Maddubs {
+    type Gemm = Avx2;
+
     #[inline(always)]
     unsafe fn dot<F: Format>(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         const { assert!(F::SIGNED || F::MAX_CODE <= 63) };
@@ -57,47 +65,6 @@ impl Dot for Maddubs {
         unsafe {
             let (codes, x) = unsigned_by_signed::<F>(codes, x);
             _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)))
-        }
-    }
-
-    hot_function!("avx2,fma,f16c");
-}
-
-/// `vpdpbusd` in its VEX encoding.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Vnni;
-
-impl Dot for Vnni {
-    #[inline(always)]
-    unsafe fn dot<F: Format>(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: the caller has AVX-VNNI.
-        unsafe {
-            let (codes, x) = unsigned_by_signed::<F>(codes, x);
-            _mm256_dpbusd_avx_epi32(acc, codes, x)
-        }
-    }
-
-    hot_function!("avx2,fma,f16c,avxvnni");
-}
-
-/// What `vpdpbusd` is documented to do, on CPUs without it: so that all but that one instruction is tested everywhere.
-#[cfg(test)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct EmulatedVnni;
-
-#[cfg(test)]
-impl Dot for EmulatedVnni {
-    #[inline(always)]
-    unsafe fn dot<F: Format>(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: the caller has AVX2. Even and odd bytes as 16-bit integers, whose products `vpmaddwd` adds exactly.
-        unsafe {
-            let (codes, x) = unsigned_by_signed::<F>(codes, x);
-            let even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
-            let odd = _mm256_srli_epi16::<8>(codes);
-            let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
-            let x_odd = _mm256_srai_epi16::<8>(x);
-            let sum = _mm256_add_epi32(_mm256_madd_epi16(even, x_even), _mm256_madd_epi16(odd, x_odd));
-            _mm256_add_epi32(acc, sum)
         }
     }
 

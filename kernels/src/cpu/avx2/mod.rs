@@ -2,7 +2,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `dot.rs` | [`Dot`]: the 8-bit dot product, as one VNNI instruction or as two of AVX2 |
+//! | `dot.rs` | [`Dot`]: the 8-bit dot product of decode |
+//! | `vnni.rs` | that dot product and the 8-bit GEMM in one instruction |
 //! | `formats.rs` | [`Format`]: how a block becomes registers |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
 //! | `gemm.rs` | many rows: registers and transpose of the GEMM |
@@ -20,10 +21,12 @@ mod dot;
 mod float;
 mod formats;
 mod gemm;
+mod vnni;
 
 use std::ops::Range;
 
-use dot::{Dot, Maddubs, Vnni};
+use dot::{Dot, Maddubs};
+use vnni::Vnni;
 
 use super::{
     CpuKernels, DECODE_ROWS, Isa, float as float_loops,
@@ -41,6 +44,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Maddubs>,
     matmul_f32: float_loops::matmul::<Avx2>,
+    matmul_bf16: None,
     dequantize_row: Avx2::dequantize_row,
     transpose: gemm::transpose,
 };
@@ -51,7 +55,7 @@ pub(super) const VNNI: CpuKernels = CpuKernels { isa: Isa::AvxVnni, matmul_q8: m
 /// [`VNNI`] for CPUs without it.
 #[cfg(test)]
 pub(super) const EMULATED_VNNI: CpuKernels =
-    CpuKernels { isa: Isa::AvxVnni, matmul_q8: matmul_q8::<dot::EmulatedVnni>, ..KERNELS };
+    CpuKernels { isa: Isa::AvxVnni, matmul_q8: matmul_q8::<vnni::Emulated>, ..KERNELS };
 
 /// See `CpuKernels::matmul_q8`.
 ///
@@ -70,7 +74,7 @@ unsafe fn matmul_q8<D: Dot>(
         if acts.num_rows <= DECODE_ROWS {
             decode::matmul::<D>(w, rows, acts, out, stride, scratch);
         } else {
-            gemm_loops::matmul::<Avx2>(w, rows, acts, out, stride, scratch);
+            gemm_loops::matmul::<D::Gemm>(w, rows, acts, out, stride, scratch);
         }
     }
 }

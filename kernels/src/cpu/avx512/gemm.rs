@@ -29,7 +29,9 @@ impl<D: Dot> GemmIsa for Gemm<D> {
 
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
         // SAFETY: the caller's promises, passed on. F is B.
-        unsafe { with_block!(B::TYPE, |F| unpack::<B, F>(from, to), unreachable_float(B::TYPE)) }
+        unsafe {
+            with_block!(B::TYPE, |F| unpack::<F>(&from.cast(), to), unreachable_float(B::TYPE));
+        }
     }
 
     unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
@@ -91,7 +93,7 @@ unsafe fn by_registers<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile,
 
 /// As [`GemmIsa::unpack`], with the unpacking of decode.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn unpack<B: Block, F: Format>(from: &Source<B>, to: &mut Unpacked) {
+unsafe fn unpack<F: Format>(from: &Source<F>, to: &mut Unpacked) {
     let num_groups = from.num_blocks * F::LEN / F::GROUP;
     assert!(to.code_stride >= from.num_blocks * F::LEN && to.scale_stride >= num_groups);
     let rows = to.codes.chunks_exact_mut(to.code_stride).zip(to.scales.chunks_exact_mut(to.scale_stride));

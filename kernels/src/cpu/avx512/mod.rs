@@ -1,4 +1,4 @@
-//! AVX-512 kernels, with and without VNNI.
+//! AVX-512 kernels, with and without VNNI, BF16 and AMX.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -7,6 +7,8 @@
 //! | `decode.rs` | few rows of activations: weights straight from the file |
 //! | `gemm.rs` | many rows: unpacking, registers and transpose of the GEMM |
 //! | `float.rs` | f32 dot products and tiles |
+//! | `bf16.rs` | many rows on bfloat16 weights |
+//! | `amx.rs` | AMX: tiles of both GEMMs, permission and check |
 //! | `act.rs` | quantisation of activations |
 
 #![allow(
@@ -15,6 +17,8 @@
 )]
 
 mod act;
+pub(super) mod amx;
+pub(super) mod bf16;
 mod decode;
 mod dot;
 mod float;
@@ -22,25 +26,45 @@ mod formats;
 mod gemm;
 
 use dot::{Dot, Emulated, Vnni};
+use gemm::Gemm;
 
 use super::{
     CpuKernels, DECODE_ROWS, Isa, float as float_loops,
     float::FloatIsa,
-    gemm as gemm_loops,
+    gemm::{self as gemm_loops, GemmIsa},
     matrix::{ActRows, MatrixRef, Scratch},
 };
 
 /// What doesn't depend on VNNI.
 pub(super) struct Avx512;
 
+/// The table for CPUs with AMX.
+pub(super) const AMX: CpuKernels = CpuKernels {
+    isa: Isa::Amx,
+    matmul_q8: matmul_q8::<Vnni, amx::AmxInt8>,
+    matmul_bf16: Some(bf16::matmul::<amx::AmxBf16>),
+    ..VNNI
+};
+
+/// The table for CPUs with VNNI and BF16.
+pub(super) const BF16: CpuKernels =
+    CpuKernels { isa: Isa::Avx512Bf16, matmul_bf16: Some(bf16::matmul::<bf16::Avx512Bf16>), ..VNNI };
+
+/// [`BF16`] for CPUs without it.
+#[cfg(test)]
+pub(super) const EMULATED_BF16: CpuKernels =
+    CpuKernels { isa: Isa::Avx512Bf16, matmul_bf16: Some(bf16::matmul::<bf16::Emulated>), ..VNNI };
+
 /// The table for CPUs with VNNI.
-pub(super) const VNNI: CpuKernels = CpuKernels { isa: Isa::Avx512Vnni, matmul_q8: matmul_q8::<Vnni>, ..BASE };
+pub(super) const VNNI: CpuKernels =
+    CpuKernels { isa: Isa::Avx512Vnni, matmul_q8: matmul_q8::<Vnni, Gemm<Vnni>>, ..BASE };
 
 /// The table for CPUs without.
 pub(super) const BASE: CpuKernels = CpuKernels {
     isa: Isa::Avx512,
     quantize_act_row: act::quantize_act_row,
-    matmul_q8: matmul_q8::<Emulated>,
+    matmul_q8: matmul_q8::<Emulated, Gemm<Emulated>>,
+    matmul_bf16: None,
     matmul_f32: float_loops::matmul::<Avx512>,
     dequantize_row: Avx512::dequantize_row,
     transpose: gemm::transpose,
@@ -49,8 +73,8 @@ pub(super) const BASE: CpuKernels = CpuKernels {
 /// See `CpuKernels::matmul_q8`.
 ///
 /// # Safety
-/// As there, and the CPU must have the features of `D`.
-unsafe fn matmul_q8<D: Dot>(
+/// As there, and the CPU must have the features of `D` and `G`.
+unsafe fn matmul_q8<D: Dot, G: GemmIsa>(
     w: &MatrixRef,
     rows: std::ops::Range<usize>,
     acts: &ActRows,
@@ -63,7 +87,7 @@ unsafe fn matmul_q8<D: Dot>(
         if acts.num_rows <= DECODE_ROWS {
             decode::matmul::<D>(w, rows, acts, out, stride, scratch);
         } else {
-            gemm_loops::matmul::<gemm::Gemm<D>>(w, rows, acts, out, stride, scratch);
+            gemm_loops::matmul::<G>(w, rows, acts, out, stride, scratch);
         }
     }
 }

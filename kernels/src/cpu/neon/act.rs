@@ -2,6 +2,8 @@
 
 use core::arch::aarch64::*;
 
+use crate::cpu::matrix::scale_of;
+
 /// See `CpuKernels::quantize_act_row`. Magnitudes are compared as integers, where NaN > infinity > all numbers.
 ///
 /// # Safety
@@ -24,7 +26,7 @@ pub(super) unsafe fn quantize_act_row(x: &[f32], q: &mut [i8], d: &mut [f32], su
             sums.fill(0);
             continue;
         }
-        *d = largest / 127.0;
+        *d = scale_of(largest);
         for (half, sum) in sums.iter_mut().enumerate() {
             // Products are in −127..=127 up to one rounding; the conversion rounds to nearest even.
             let int = |i: usize| vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(parts[4 * half + i], inverse)));

@@ -1,35 +1,84 @@
-//! The 8-bit dot product, and the function that must be compiled once for each way of doing it.
+//! The 8-bit dot product, and the functions that must be compiled once for each way of doing it.
 
 use core::arch::{aarch64::*, asm};
+use std::hint::black_box;
 
-use super::decode::{self, DecodeJob};
-use crate::quant::Block;
+use super::{
+    decode::{self, DecodeJob},
+    gemm::Lanes,
+};
+use crate::{
+    cpu::tile::{self, Tile},
+    quant::Block,
+};
 
-/// How `acc + Σ w · x` is computed, with signed w, signed x that is never −128, and sums spread over four lanes in any way: only
-/// their total is used. No i32 overflows: a group has at most 32 products of at most 2^14 each.
+/// How bytes are multiplied and added up in four lanes, with signed w and signed x that is never −128. No i32 overflows: a group
+/// has at most 32 products of at most 2^14 each.
 ///
-/// A `#[target_feature]` function can't depend on a type parameter, so each implementation brings the hot function compiled
+/// A `#[target_feature]` function can't depend on a type parameter, so each implementation brings the hot functions compiled
 /// for its own features.
 pub(super) trait Dot: Copy + 'static {
-    /// The dot product itself, to be inlined into the function below.
+    /// `acc + Σ w · x`, spread over the lanes in any way: only their total is used. To be inlined into the functions below.
     ///
     /// # Safety
     /// The CPU must have this implementation's features.
     unsafe fn dot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t;
+
+    /// `acc[lane] + Σ x[4 · lane + j] · w[4 · QUARTER + j]`, j in 0..4. To be inlined into the functions below.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features.
+    unsafe fn dot_quarter<const QUARTER: i32>(acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t;
 
     /// [`decode::tile`] with this dot product.
     ///
     /// # Safety
     /// The CPU must have this implementation's features; and as [`decode::tile`].
     unsafe fn decode_tile<B: Block, const R: usize, const M: usize>(job: &DecodeJob<B>, row: usize);
+
+    /// [`tile::compute`] with this dot product.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features; and as [`tile::compute`].
+    unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const R: usize, const N: usize>(tile: &Tile);
+
+    /// [`tile::prepare_aux`] with this dot product.
+    ///
+    /// # Safety
+    /// The CPU must have this implementation's features; and as [`tile::prepare_aux`].
+    unsafe fn gemm_aux<const GROUP: usize, const MIN: bool>(
+        offset: i32,
+        q: *const i8,
+        d: *const f32,
+        num_groups: usize,
+        aux: *mut i32,
+    );
 }
 
-macro_rules! hot_function {
+macro_rules! hot_functions {
     ($features:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn decode_tile<B: Block, const R: usize, const M: usize>(job: &DecodeJob<B>, row: usize) {
             // SAFETY: the caller's promises, passed on.
             unsafe { decode::tile::<B, Self, R, M>(job, row) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn gemm_tile<const GROUP: usize, const MIN: bool, const R: usize, const N: usize>(tile: &Tile) {
+            // SAFETY: the caller's promises, passed on. Codes are signed bytes whatever their largest value.
+            unsafe { tile::compute::<Lanes<Self>, GROUP, MIN, 255, R, N>(tile) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn gemm_aux<const GROUP: usize, const MIN: bool>(
+            offset: i32,
+            q: *const i8,
+            d: *const f32,
+            num_groups: usize,
+            aux: *mut i32,
+        ) {
+            // SAFETY: the caller's promises, passed on.
+            unsafe { tile::prepare_aux::<Lanes<Self>, GROUP, MIN>(offset, q, d, num_groups, aux) }
         }
     };
 }
@@ -55,7 +104,24 @@ impl Dot for Dotprod {
         acc
     }
 
-    hot_function!("neon,dotprod");
+    #[inline(always)]
+    unsafe fn dot_quarter<const QUARTER: i32>(acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
+        let mut acc = acc;
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "sdot {acc:v}.4s, {x:v}.16b, {w:v}.4b[{quarter}]",
+                acc = inout(vreg) acc,
+                x = in(vreg) x,
+                w = in(vreg) w,
+                quarter = const QUARTER,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        acc
+    }
+
+    hot_functions!("neon,dotprod");
 }
 
 /// Two widening multiplications, whose products are added in pairs of 16 bits: 2 · 128 · 127 = 32512 < 2^15.
@@ -72,5 +138,54 @@ impl Dot for Widening {
         }
     }
 
-    hot_function!("neon");
+    #[inline(always)]
+    unsafe fn dot_quarter<const QUARTER: i32>(acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
+        // SAFETY: value-only. Lanes 0 and 1 come from the lower half, 2 and 3 from the upper.
+        unsafe {
+            let w = vreinterpretq_s8_s32(vdupq_laneq_s32::<QUARTER>(vreinterpretq_s32_s8(w)));
+            let low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(w)));
+            let high = vpaddlq_s16(vmull_high_s8(x, w));
+            vaddq_s32(acc, vpaddq_s32(low, high))
+        }
+    }
+
+    hot_functions!("neon");
+}
+
+/// A round of `int8_peak`: 16 chains of sums.
+///
+/// # Safety
+/// The CPU must have the features of `D`.
+#[inline(always)]
+unsafe fn chains<D: Dot>() -> u64 {
+    const STEPS: u64 = 20_000;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (w, x) = (vdupq_n_s8(black_box(1)), vdupq_n_s8(black_box(1)));
+        let mut acc = [vdupq_n_s32(0); 16];
+        for _ in 0..STEPS {
+            for acc in &mut acc {
+                // The sum goes in, so that the products can't be computed once for all.
+                *acc = D::dot(*acc, veorq_s8(w, vreinterpretq_s8_s32(*acc)), x);
+            }
+        }
+        black_box(acc);
+        STEPS * 16 * 16
+    }
+}
+
+/// # Safety
+/// The CPU must have NEON.
+#[target_feature(enable = "neon")]
+pub(in crate::cpu) unsafe fn dots() -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { chains::<Widening>() }
+}
+
+/// # Safety
+/// The CPU must have NEON and dot product instructions.
+#[target_feature(enable = "neon,dotprod")]
+pub(in crate::cpu) unsafe fn dots_dotprod() -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { chains::<Dotprod>() }
 }

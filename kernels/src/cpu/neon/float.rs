@@ -1,13 +1,18 @@
-//! f32 arithmetic. Dot products: `R` rows of weights × `M` of activations, each in two registers of four sums.
+//! f32 arithmetic. Dot products: `R` rows of weights × `M` of activations, each in two registers of four sums. Tiles:
+//! 6 rows of weights × two registers of activation rows, or 12 × 1.
 
 use core::arch::aarch64::*;
-use std::ops::Range;
 
+use super::{
+    Neon,
+    dot::Widening,
+    gemm::{Lanes, transpose},
+};
 use crate::{
     cpu::{
-        DECODE_ROWS, dequantize_checked,
-        float::FloatJob,
-        matrix::{MatrixRef, Scratch},
+        dequantize_checked,
+        float::{FloatIsa, FloatJob},
+        tile::{self, FloatTile},
     },
     quant::QuantType,
 };
@@ -164,50 +169,6 @@ unsafe fn dots<E: Element>(w: *const u8, row_bytes: usize, num_rows: usize, num_
     }
 }
 
-/// See `CpuKernels::matmul_f32`: dot products for any number of rows of activations, [`DECODE_ROWS`] at a time. Quantised rows
-/// are turned into f32 four at a time.
-///
-/// # Safety
-/// As there; the CPU must have NEON.
-#[expect(clippy::too_many_arguments, reason = "the signature of the table")]
-pub(super) unsafe fn matmul(
-    w: &MatrixRef,
-    rows: Range<usize>,
-    x: &[f32],
-    x_stride: usize,
-    num_rows: usize,
-    out: *mut f32,
-    out_stride: usize,
-    scratch: &mut Scratch,
-) {
-    let four = scratch.carve().take::<f32>(4 * w.cols());
-    for row in rows.clone().step_by(4) {
-        let count = 4.min(rows.end - row);
-        // SAFETY: the CPU is the caller's promise; the wrapper checked the shapes: rows are inside the matrix, rows of x and of
-        // the caller's `out` exist.
-        unsafe {
-            let (dtype, first, row_bytes) = if w.dtype().is_float() {
-                (w.dtype(), w.row(row).as_ptr(), w.row_bytes())
-            } else {
-                for (r, weights) in four.chunks_exact_mut(w.cols()).take(count).enumerate() {
-                    dequantize_row(w.dtype(), w.row(row + r), weights);
-                }
-                (QuantType::F32, four.as_ptr().cast(), w.cols() * 4)
-            };
-            for m in (0..num_rows).step_by(DECODE_ROWS) {
-                let num_acts = DECODE_ROWS.min(num_rows - m);
-                let (x, out) = (x.as_ptr().add(m * x_stride), out.add(m * out_stride + row));
-                let job = FloatJob { k: w.cols(), x, x_stride, out, out_stride };
-                match dtype {
-                    QuantType::F16 => dots::<F16>(first, row_bytes, count, num_acts, &job),
-                    QuantType::BF16 => dots::<Bf16>(first, row_bytes, count, num_acts, &job),
-                    _ => dots::<F32>(first, row_bytes, count, num_acts, &job),
-                }
-            }
-        }
-    }
-}
-
 /// A row of floats to f32.
 #[inline(always)]
 unsafe fn widen_row<E: Element>(src: &[u8], dst: &mut [f32]) {
@@ -232,19 +193,60 @@ unsafe fn widen_row<E: Element>(src: &[u8], dst: &mut [f32]) {
     }
 }
 
-/// See `CpuKernels::dequantize_row`.
-///
-/// # Safety
-/// The CPU must have NEON; lengths must fit.
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn dequantize_row(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
-    // SAFETY: same features; lengths are the caller's promise.
-    unsafe {
-        match dtype {
-            QuantType::F32 => widen_row::<F32>(src, dst),
-            QuantType::F16 => widen_row::<F16>(src, dst),
-            QuantType::BF16 => widen_row::<Bf16>(src, dst),
-            _ => dequantize_checked(dtype, src, dst),
+impl FloatIsa for Neon {
+    const LANES: usize = 4;
+    const TILE_COLS: [usize; 2] = [12, 6];
+
+    #[target_feature(enable = "neon")]
+    unsafe fn dequantize_row(dtype: QuantType, src: &[u8], dst: &mut [f32]) {
+        // SAFETY: same features; lengths are the caller's promise.
+        unsafe {
+            match dtype {
+                QuantType::F32 => widen_row::<F32>(src, dst),
+                QuantType::F16 => widen_row::<F16>(src, dst),
+                QuantType::BF16 => widen_row::<Bf16>(src, dst),
+                _ => dequantize_checked(dtype, src, dst),
+            }
         }
     }
+
+    unsafe fn dots(dtype: QuantType, w: *const u8, row_bytes: usize, num_rows: usize, num_acts: usize, job: &FloatJob) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe {
+            match dtype {
+                QuantType::F16 => dots::<F16>(w, row_bytes, num_rows, num_acts, job),
+                QuantType::BF16 => dots::<Bf16>(w, row_bytes, num_rows, num_acts, job),
+                _ => dots::<F32>(w, row_bytes, num_rows, num_acts, job),
+            }
+        }
+    }
+
+    unsafe fn transpose(
+        rows: *const u32,
+        stride: usize,
+        num_rows: usize,
+        num_units: usize,
+        to: *mut u32,
+        to_stride: usize,
+    ) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
+    }
+
+    unsafe fn tile(tile: &FloatTile, registers: usize) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe {
+            match registers {
+                1 => compute::<1, 12>(tile),
+                _ => compute::<2, 6>(tile),
+            }
+        }
+    }
+}
+
+/// [`tile::compute_float`] of `N` rows of weights.
+#[target_feature(enable = "neon")]
+unsafe fn compute<const R: usize, const N: usize>(tile: &FloatTile) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe { tile::compute_float::<Lanes<Widening>, R, N>(tile) }
 }

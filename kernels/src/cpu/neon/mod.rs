@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `dot.rs` | [`Dot`]: the 8-bit dot product, as `sdot` or as widening multiplications |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
-//! | `float.rs` | f32 dot products |
+//! | `gemm.rs` | many rows: registers and transpose of the GEMM |
+//! | `float.rs` | f32 dot products and tiles |
 //! | `act.rs` | quantisation of activations |
 //! | `lanes.rs` | sixteen f32 lanes, for the row-wise kernels |
 
@@ -17,25 +18,33 @@ mod act;
 mod decode;
 mod dot;
 mod float;
+mod gemm;
 pub(super) mod lanes;
 
 use std::ops::Range;
 
 use dot::{Dot, Dotprod, Widening};
+pub(super) use dot::{dots, dots_dotprod};
 
 use super::{
-    CpuKernels, DECODE_ROWS, Isa,
+    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
+    float::FloatIsa,
+    gemm as gemm_loops,
     matrix::{ActRows, MatrixRef, Scratch},
 };
+
+/// What doesn't depend on dot product instructions.
+pub(super) struct Neon;
 
 /// The table for CPUs without dot product instructions.
 pub(super) const BASE: CpuKernels = CpuKernels {
     isa: Isa::Neon,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Widening>,
-    matmul_f32: float::matmul,
-    dequantize_row: float::dequantize_row,
-    transpose: super::pack::transpose,
+    matmul_f32: float_loops::matmul::<Neon>,
+    matmul_bf16: None,
+    dequantize_row: Neon::dequantize_row,
+    transpose: gemm::transpose,
 };
 
 /// The table for CPUs with them.
@@ -51,11 +60,14 @@ unsafe fn matmul_q8<D: Dot>(
     acts: &ActRows,
     out: *mut f32,
     stride: usize,
-    _: &mut Scratch,
+    scratch: &mut Scratch,
 ) {
-    for m in (0..acts.num_rows).step_by(DECODE_ROWS) {
-        let part = acts.rows(m..acts.num_rows.min(m + DECODE_ROWS));
-        // SAFETY: the caller's promises, passed on; rows m.. of `out`.
-        unsafe { decode::matmul::<D>(w, rows.clone(), &part, out.add(m * stride), stride) };
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        if acts.num_rows <= DECODE_ROWS {
+            decode::matmul::<D>(w, rows, acts, out, stride);
+        } else {
+            gemm_loops::matmul::<gemm::Gemm<D>>(w, rows, acts, out, stride, scratch);
+        }
     }
 }

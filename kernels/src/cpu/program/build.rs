@@ -1,8 +1,10 @@
 //! Builds a [`Program`]: shapes are checked, barriers placed, memory allocated.
 
+use super::attend::{CUT_ROWS, MAX_PARTS};
 use super::instr::Access;
 use super::*;
-use crate::cpu::attention::{KV_BLOCK, TILE_QUERIES, TileScratch};
+use crate::cpu::attention::TileScratch;
+use crate::cpu::team::{MAX_PIECE_CALLS, MAX_PIECES};
 use crate::cpu::{ACT_GROUP, PackedActs, SUM_GROUP};
 use crate::quant::QuantType;
 
@@ -28,7 +30,7 @@ pub struct ProgramSize {
     /// KV blocks in the pool.
     pub num_blocks: usize,
     /// Element type of the KV cache.
-    pub kv: KvElement,
+    pub kv: KvType,
     /// Threads.
     pub num_workers: usize,
 }
@@ -127,6 +129,8 @@ impl ProgramBuilder {
             return Err(ProgramError::Step("the output must be a whole buffer with a row an output".into()));
         }
 
+        self.check_size(&size).map_err(ProgramError::Step)?;
+
         let row_count = |rows| match rows {
             Rows::Tokens => size.max_tokens,
             Rows::Outputs => size.max_outputs,
@@ -159,17 +163,25 @@ impl ProgramBuilder {
                 slot
             })
             .collect();
-        let mut kv_len = 0;
+        let mut kv_bytes = 0;
         let caches = self
             .caches
             .iter()
             .map(|&(num_kv_heads, k_dim, v_dim)| {
-                let k = kv_len;
-                let v = k + size.num_blocks * num_kv_heads * k_dim * KV_BLOCK;
-                kv_len = v + size.num_blocks * num_kv_heads * v_dim * KV_BLOCK;
+                let k = kv_bytes;
+                let v = k + size.num_blocks * num_kv_heads * size.kv.block_bytes(k_dim);
+                kv_bytes = v + size.num_blocks * num_kv_heads * size.kv.block_bytes(v_dim);
                 CacheSlot { num_kv_heads, k_dim, v_dim, k, v }
             })
             .collect();
+        // Of the attention with the most: rows whose contexts are cut, heads, parts.
+        let cut_rows = size.max_tokens.min(CUT_ROWS);
+        let parts_len = |instr: &Instr| match instr {
+            Instr::Attend { cache, num_heads, .. } => cut_rows * num_heads * MAX_PARTS * (self.caches[cache.0].2 + 2),
+            _ => 0,
+        };
+        let parts_len = self.instrs.iter().map(parts_len).max().unwrap_or(0);
+        let max_kv_heads = self.caches.iter().map(|&(heads, ..)| heads).max().unwrap_or(0);
         let max_dim = self.caches.iter().map(|&(_, k, v)| k.max(v)).max().unwrap_or(0);
         let max_cols = self.weights.iter().map(|w| w.cols).max().unwrap_or(0);
         let max_width = self.buffers.iter().map(|&(width, _)| width).max().unwrap_or(0);
@@ -181,16 +193,11 @@ impl ProgramBuilder {
                 Region::new(vec![WorkerScratch {
                     matmul: Scratch::for_shapes(max_cols),
                     attention: TileScratch::new(max_dim),
-                    heads: vec![0.0; TILE_QUERIES * max_dim],
+                    seq_pieces: Vec::with_capacity(size.max_tokens),
                     row: vec![0.0; max_width],
                 }])
             })
             .collect();
-        let kv = match size.kv {
-            // `vec![0u16; n]` asks the allocator for zeroed pages; `vec![f16::ZERO; n]` would write them all.
-            KvElement::F16 => KvMemory::F16(Region::new(bytemuck::cast_vec(vec![0u16; kv_len]))),
-            KvElement::F32 => KvMemory::F32(Region::new(vec![0.0; kv_len])),
-        };
         let memory = Memory {
             arena: Region::new(vec![0.0; arena_len]),
             act_q: Region::new(vec![0; q_len]),
@@ -198,7 +205,9 @@ impl ProgramBuilder {
             act_sums: Region::new(vec![0; sums_len]),
             packed_q: Region::new(vec![0; packed_q_len]),
             packed_d: Region::new(vec![0.0; packed_d_len]),
-            kv,
+            kv: Region::zeroed(kv_bytes),
+            parts: Region::new(vec![0.0; parts_len]),
+            arrivals: (0..cut_rows * max_kv_heads).map(|_| AtomicU32::new(0)).collect(),
             scratch,
             writers: vec![0; size.num_blocks],
             epoch: 0,
@@ -218,9 +227,24 @@ impl ProgramBuilder {
             max_tokens: size.max_tokens,
             max_outputs: size.max_outputs,
             num_blocks: size.num_blocks,
+            kv: size.kv,
             rope_halves: self.rope_halves,
         };
         Ok(Program { code, memory, team })
+    }
+
+    /// What the team's counters and the cache's element type allow.
+    fn check_size(&self, size: &ProgramSize) -> Result<(), String> {
+        if let Some(dim) = self.caches.iter().flat_map(|&(_, k, v)| [k, v]).find(|&dim| !size.kv.fits(dim)) {
+            return Err(format!("a {} KV cache takes heads of whole groups of 32 elements, not {dim}", size.kv.name()));
+        }
+        // Attention: at most a piece for each row and KV head, and the parts of a few. A matmul has far fewer.
+        let max_kv_heads = self.caches.iter().map(|&(heads, ..)| heads).max().unwrap_or(0);
+        if (size.max_tokens + CUT_ROWS * MAX_PARTS) * max_kv_heads >= MAX_PIECES || self.instrs.len() >= MAX_PIECE_CALLS
+        {
+            return Err(format!("{} tokens a step, {max_kv_heads} KV heads: too many", size.max_tokens));
+        }
+        Ok(())
     }
 
     /// For each instruction: does it touch what another worker may still be at since the last barrier?
@@ -319,7 +343,8 @@ impl ProgramBuilder {
                 }
                 self.tokens(&[k, v])
             }
-            Instr::Attend { q, out, cache, num_heads, window, .. } => {
+            Instr::Attend { q, out, cache, num_heads, window, sinks, .. } => {
+                self.check_vector(*sinks, *num_heads)?;
                 self.check_span(q)?;
                 self.check_span(out)?;
                 let &(heads, k_dim, v_dim) = self.caches.get(cache.0).ok_or("unknown cache")?;

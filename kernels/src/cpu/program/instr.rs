@@ -166,6 +166,8 @@ pub enum Instr {
         window: Option<usize>,
         /// Whether later tokens are hidden.
         causal: bool,
+        /// `[num_heads]`: a score without a value that takes part in the softmax.
+        sinks: Option<VecId>,
     },
     /// `out = act(gate) ⊙ up`.
     Glu {
@@ -229,6 +231,8 @@ pub(super) enum Resource {
     Columns(Span),
     Act(ActId),
     Cache(CacheId),
+    /// The memory of attention over parts of a context.
+    Parts,
 }
 
 impl Resource {
@@ -317,7 +321,8 @@ impl Instr {
                 vec![read(k), read(v), access(Resource::Cache(*cache), true, Division::Otherwise)]
             }
             Self::Attend { q, out, cache, .. } => {
-                vec![read_across(q), access(Resource::Cache(*cache), false, Division::Otherwise), write_across(out)]
+                let cache = access(Resource::Cache(*cache), false, Division::Otherwise);
+                vec![read_across(q), cache, write_across(out), access(Resource::Parts, true, Division::Otherwise)]
             }
             Self::Glu { gate: a, up: b, out, .. } | Self::Add { a, b, out } => vec![read(a), read(b), write(out)],
             Self::Gather { x, out } => vec![read_across(x), write(out)],

@@ -44,3 +44,31 @@ impl<T> Region<T> {
         unsafe { std::slice::from_raw_parts_mut(cells.as_ptr().cast_mut().cast::<T>(), cells.len()) }
     }
 }
+
+/// A cache line of bytes.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Line([u8; 64]);
+
+impl Region<Line> {
+    /// Zeroed lines. The system gives their pages when they are first touched.
+    pub(super) fn zeroed(num_bytes: usize) -> Self {
+        Self::new(bytemuck::zeroed_vec(num_bytes.div_ceil(size_of::<Line>())))
+    }
+
+    /// The address of the first of `len` bytes.
+    pub(super) fn byte_at(&self, start: usize, len: usize) -> *mut u8 {
+        let size = size_of_val(&*self.cells);
+        assert!(start <= size && len <= size - start, "region: bytes out of bounds");
+        // In bounds: checked above.
+        self.cells.as_ptr().cast_mut().cast::<u8>().wrapping_add(start)
+    }
+
+    /// # Safety
+    /// No thread writes to the range while the result lives.
+    pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
+        let start = self.byte_at(range.start, range.len());
+        // SAFETY: in bounds by the line above; nobody writes by contract.
+        unsafe { std::slice::from_raw_parts(start, range.len()) }
+    }
+}

@@ -6,22 +6,25 @@
 //! | [`instr`] | the instructions and what they read and write |
 //! | [`build`] | checks every shape once, places the barriers, allocates all memory |
 //! | [`run`] | checks a step's input, then executes; allocates nothing |
-//! | `ops` | what each instruction does on one worker |
+//! | `ops`, `attend` | what each instruction does on one worker |
 //! | `memory` | memory that workers share |
 //!
 //! # Why the shared memory is sound
 //! 1. *Bounds.* [`build`] checks each instruction's columns against its buffer, and [`run`] checks each step's token
 //!    ids, positions, block ids and row counts, before any worker starts.
 //! 2. *Disjoint writes.* Inside an instruction a worker writes only rows (row-wise instructions), columns (matmul) or
-//!    heads of rows (attention) that no other worker reads or writes: the shares partition the index space.
+//!    heads of rows (attention) that no other worker reads or writes: shares and pieces partition the index space.
 //! 3. *Order.* Between two instructions that touch the same memory, one of them writing, there is a barrier, unless
 //!    both are row-wise over the same rows: then the same worker owns the row in both.
 
+mod attend;
 pub mod build;
 pub mod instr;
 mod memory;
 mod ops;
 pub mod run;
+#[cfg(test)]
+mod tests;
 
 pub use build::ProgramBuilder;
 pub use instr::{
@@ -29,20 +32,13 @@ pub use instr::{
 };
 pub use run::{SeqInput, StepInput};
 
-use super::program::memory::Region;
+use std::sync::atomic::AtomicU32;
+
+use super::kv::KvType;
+use super::program::memory::{Line, Region};
 use super::team::Team;
 use super::vector::VectorKernels;
 use super::{CpuKernels, MatrixRef, Scratch};
-use half::f16;
-
-/// The element type of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KvElement {
-    /// Half precision.
-    F16,
-    /// Single precision.
-    F32,
-}
 
 /// What a program can refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +87,7 @@ struct Code {
     max_tokens: usize,
     max_outputs: usize,
     num_blocks: usize,
+    kv: KvType,
     /// Values of cos (and of sin) a token, for each rope table.
     rope_halves: Vec<usize>,
 }
@@ -123,7 +120,7 @@ struct CacheSlot {
     num_kv_heads: usize,
     k_dim: usize,
     v_dim: usize,
-    /// Offsets in the KV arena, in elements.
+    /// Offsets in the KV arena, in bytes.
     k: usize,
     v: usize,
 }
@@ -146,7 +143,11 @@ struct Memory {
     /// The same packed, in steps of many rows.
     packed_q: Region<i8>,
     packed_d: Region<f32>,
-    kv: KvMemory,
+    kv: Region<Line>,
+    /// Attention over parts of a context: `[CUT_ROWS][num_heads][MAX_PARTS][v_dim + 2]` of the largest layer.
+    parts: Region<f32>,
+    /// Parts that are done, for each sequence whose context is cut and each KV head; 0 between instructions.
+    arrivals: Vec<AtomicU32>,
     scratch: Vec<Region<WorkerScratch>>,
     /// Per block: the step that wrote it last, to refuse a block that is written twice in one.
     writers: Vec<u64>,
@@ -154,17 +155,12 @@ struct Memory {
     epoch: u64,
 }
 
-enum KvMemory {
-    F16(Region<f16>),
-    F32(Region<f32>),
-}
-
 /// What a worker needs for itself.
 struct WorkerScratch {
     matmul: Scratch,
     attention: super::attention::TileScratch,
-    /// `[TILE_QUERIES, max v_dim]`.
-    heads: Vec<f32>,
+    /// How the attention of the step's sequences is cut.
+    seq_pieces: Vec<attend::SeqPieces>,
     /// One row of the widest buffer.
     row: Vec<f32>,
 }

@@ -2,14 +2,19 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use super::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
-use super::{ActSlot, CacheSlot, Code, KvMemory, Memory, StepInput, WorkerScratch};
-use crate::cpu::attention::{KV_BLOCK, KvSlice, TILE_QUERIES, TileArgs};
+use super::{ActSlot, CacheSlot, Code, Memory, StepInput, WorkerScratch};
+use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
 use crate::cpu::vector::{NormRow, rope_head};
 use crate::cpu::{ACT_GROUP, ActRows, DECODE_ROWS, MatrixRef, PACK_ROWS, PackedActs, ROW_TILE, SUM_GROUP};
+
+/// Pieces of a matmul for each worker: enough to even out a worker that is slower than the others or has lost its core.
+const PIECES_A_WORKER: usize = 4;
+/// Bytes of weights that a piece of a matmul with few rows reads at least, some µs: calls and claims cost a part of one.
+const PIECE_BYTES: usize = 32 << 10;
+/// Tiles of columns in a piece of a matmul with many rows at least: a kernel then reads the rows once for several.
+const PIECE_TILES: usize = 4;
 
 /// A worker in the middle of a step.
 pub(super) struct Run<'a> {
@@ -44,7 +49,7 @@ impl<'a> Run<'a> {
 
     /// # Safety
     /// No worker writes to these columns of the row while the result lives.
-    unsafe fn row(&self, span: &Span, row: usize) -> &'a [f32] {
+    pub(super) unsafe fn row(&self, span: &Span, row: usize) -> &'a [f32] {
         // SAFETY: forwarded.
         unsafe { self.memory.arena.slice(range_of(self.code, span, row)) }
     }
@@ -239,50 +244,75 @@ impl<'a> Run<'a> {
     /// # Safety
     /// As [`Self::execute`].
     unsafe fn matmul(&mut self, x: &MatMulX, rows: Rows, parts: &[MatMulPart], then: &MatMulThen) {
-        if self.num_rows(rows) == 0 {
-            return;
-        }
-        // A worker's columns: the same ones of both parts where the epilogue pairs them, else a share of all tiles.
-        if let (MatMulThen::Glu(act), [gate, up]) = (then, parts) {
-            let columns = self.worker.share(gate.out.width, ROW_TILE);
-            if columns.is_empty() {
-                return;
-            }
-            // SAFETY: own columns of both outputs; the input is complete since the last barrier.
-            unsafe {
-                self.matmul_columns(x, rows, gate, columns.clone());
-                self.matmul_columns(x, rows, up, columns.clone());
-            }
-            for row in 0..self.num_rows(rows) {
-                let part = |span: &Span| Span { start: span.start + columns.start, width: columns.len(), ..*span };
-                // SAFETY: own columns.
-                unsafe {
-                    self.code.vectors.glu(*act, self.row_mut(&part(&gate.out), row), self.row(&part(&up.out), row))
-                };
-            }
+        let num_rows = self.num_rows(rows);
+        if num_rows == 0 {
             return;
         }
         let tiles = |part: &MatMulPart| part.out.width.div_ceil(ROW_TILE);
-        let mine = self.worker.share(parts.iter().map(tiles).sum(), 1);
-        let mut first = 0;
-        for part in parts {
-            let from = mine.start.clamp(first, first + tiles(part)) - first;
-            let to = mine.end.clamp(first, first + tiles(part)) - first;
-            first += tiles(part);
-            let columns = (from * ROW_TILE).min(part.out.width)..(to * ROW_TILE).min(part.out.width);
-            if columns.is_empty() {
-                continue;
-            }
-            // SAFETY: own columns; the input is complete since the last barrier.
-            unsafe { self.matmul_columns(x, rows, part, columns.clone()) };
-            if let MatMulThen::AddTo(dst) = then {
-                for row in 0..self.num_rows(rows) {
+        // A piece of a pair is the same columns of both parts, else some of all tiles.
+        let pair = match (then, parts) {
+            (MatMulThen::Glu(act), [gate, up]) => Some((*act, gate, up)),
+            _ => None,
+        };
+        let num_tiles = if pair.is_some() { tiles(&parts[0]) } else { parts.iter().map(tiles).sum() };
+        let piece_tiles = self.piece_tiles(num_tiles, num_rows, &parts[0]);
+        let worker = self.worker;
+        worker.pieces(num_tiles.div_ceil(piece_tiles), |piece| {
+            let mine = piece * piece_tiles..((piece + 1) * piece_tiles).min(num_tiles);
+            if let Some((act, gate, up)) = pair {
+                let columns = mine.start * ROW_TILE..(mine.end * ROW_TILE).min(gate.out.width);
+                // SAFETY: columns of both outputs that are this piece's alone; the input is complete since the last barrier.
+                unsafe {
+                    self.matmul_columns(x, rows, gate, columns.clone());
+                    self.matmul_columns(x, rows, up, columns.clone());
+                }
+                for row in 0..num_rows {
                     let cut = |span: &Span| Span { start: span.start + columns.start, width: columns.len(), ..*span };
-                    // SAFETY: own columns of both; `dst` is disjoint from the output (checked by the builder).
-                    unsafe { self.code.vectors.add(self.row_mut(&cut(dst), row), self.row(&cut(&part.out), row)) };
+                    // SAFETY: as above.
+                    unsafe {
+                        self.code.vectors.glu(act, self.row_mut(&cut(&gate.out), row), self.row(&cut(&up.out), row));
+                    }
+                }
+                return;
+            }
+            let mut first = 0;
+            for part in parts {
+                let from = mine.start.clamp(first, first + tiles(part)) - first;
+                let to = mine.end.clamp(first, first + tiles(part)) - first;
+                first += tiles(part);
+                let columns = (from * ROW_TILE).min(part.out.width)..(to * ROW_TILE).min(part.out.width);
+                if columns.is_empty() {
+                    continue;
+                }
+                // SAFETY: columns that are this piece's alone; the input is complete since the last barrier.
+                unsafe { self.matmul_columns(x, rows, part, columns.clone()) };
+                if let MatMulThen::AddTo(dst) = then {
+                    for row in 0..num_rows {
+                        let cut =
+                            |span: &Span| Span { start: span.start + columns.start, width: columns.len(), ..*span };
+                        // SAFETY: own columns of both; `dst` is disjoint from the output (checked by the builder).
+                        unsafe { self.code.vectors.add(self.row_mut(&cut(dst), row), self.row(&cut(&part.out), row)) };
+                    }
                 }
             }
+        });
+    }
+
+    /// Tiles of columns that one piece of a matmul takes. A column's result doesn't depend on it.
+    fn piece_tiles(&self, num_tiles: usize, num_rows: usize, part: &MatMulPart) -> usize {
+        let num_workers = self.worker.num_workers();
+        if num_workers == 1 {
+            return num_tiles;
         }
+        let least = if num_rows <= DECODE_ROWS {
+            let weight = &self.code.weights[part.weight.0];
+            let tile_bytes = (*weight.bytes).as_ref().len() / weight.rows * ROW_TILE;
+            PIECE_BYTES.div_ceil(tile_bytes.max(1))
+        } else {
+            PIECE_TILES
+        };
+        // No larger than an even share: a small matmul is better divided once than done by one worker.
+        least.min(num_tiles.div_ceil(num_workers)).max(num_tiles.div_ceil(PIECES_A_WORKER * num_workers))
     }
 
     /// `out[.., columns] = x · weight[columns]ᵀ + bias[columns]`.
@@ -319,7 +349,7 @@ impl<'a> Run<'a> {
                 unsafe {
                     let x = self.memory.arena.slice(start..end);
                     let scratch = &mut self.scratch.matmul;
-                    self.code.kernels.matmul_f32(
+                    self.code.kernels.matmul_rounded(
                         &weight,
                         columns.clone(),
                         x,
@@ -350,111 +380,15 @@ impl<'a> Run<'a> {
         let slot = position % KV_BLOCK;
         // SAFETY: own row.
         let (k, v) = unsafe { (self.row(k, row), self.row(v, row)) };
-        for head in 0..cache.num_kv_heads {
+        let kv = self.code.kv;
+        let (k_bytes, v_bytes) = (kv.block_bytes(cache.k_dim), kv.block_bytes(cache.v_dim));
+        for (head, (k, v)) in k.chunks_exact(cache.k_dim).zip(v.chunks_exact(cache.v_dim)).enumerate() {
             let index = block * cache.num_kv_heads + head;
-            let keys = cache.k + index * cache.k_dim * KV_BLOCK + slot;
-            let values = cache.v + (index * KV_BLOCK + slot) * cache.v_dim;
-            let (k, v) = (&k[head * cache.k_dim..][..cache.k_dim], &v[head * cache.v_dim..][..cache.v_dim]);
-            // SAFETY: the slot of this position in this block is written by this row alone (`check_input`), element by
-            // element, and in bounds: block ids, heads and dimensions were checked.
+            // SAFETY: the block lies in the cache, and the slot of this position in it is written by this row alone
+            // (`check_input`). Blocks begin at multiples of 64 bytes.
             unsafe {
-                match &self.memory.kv {
-                    KvMemory::F16(cells) => {
-                        for (d, x) in k.iter().enumerate() {
-                            *cells.at(keys + d * KV_BLOCK) = saturate(*x);
-                        }
-                        for (to, x) in cells.slice_mut(values..values + cache.v_dim).iter_mut().zip(v) {
-                            *to = saturate(*x);
-                        }
-                    }
-                    KvMemory::F32(cells) => {
-                        for (d, x) in k.iter().enumerate() {
-                            *cells.at(keys + d * KV_BLOCK) = *x;
-                        }
-                        cells.slice_mut(values..values + cache.v_dim).copy_from_slice(v);
-                    }
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Self::execute`].
-    unsafe fn attend(&mut self, instr: &Instr) {
-        let Instr::Attend { q, out, cache, num_heads, scale, softcap, window, causal } = instr else { return };
-        let cache = &self.code.caches[cache.0];
-        let group = num_heads / cache.num_kv_heads;
-        let k_len = self.code.num_blocks * cache.num_kv_heads * cache.k_dim * KV_BLOCK;
-        let v_len = self.code.num_blocks * cache.num_kv_heads * cache.v_dim * KV_BLOCK;
-        // SAFETY: nobody writes to the cache between the barriers around this instruction.
-        let (keys, values) = unsafe {
-            match &self.memory.kv {
-                KvMemory::F16(cells) => (
-                    KvSlice::F16(cells.slice(cache.k..cache.k + k_len)),
-                    KvSlice::F16(cells.slice(cache.v..cache.v + v_len)),
-                ),
-                KvMemory::F32(cells) => (
-                    KvSlice::F32(cells.slice(cache.k..cache.k + k_len)),
-                    KvSlice::F32(cells.slice(cache.v..cache.v + v_len)),
-                ),
-            }
-        };
-
-        // Work is counted in query × position; each tile goes to the worker in whose share its start falls. With few
-        // queries tiles are small, so that every worker gets some.
-        let num_queries = self.input.tokens.len() * num_heads;
-        let tile_len = (num_queries / (2 * self.worker.num_workers())).clamp(1, TILE_QUERIES);
-        let cost = |seq: &super::SeqInput| seq.start + seq.rows.len().div_ceil(2);
-        let total: usize = self.input.seqs.iter().map(|seq| seq.rows.len() * num_heads * cost(seq)).sum();
-        let share = self.worker.share(total, 1);
-        let mut done = 0;
-
-        for seq in self.input.seqs {
-            let table = &self.input.blocks[seq.table.clone()];
-            let queries = seq.rows.len() * group;
-            for kv_head in 0..cache.num_kv_heads {
-                for first in (0..queries).step_by(tile_len) {
-                    let count = tile_len.min(queries - first);
-                    let at = done;
-                    done += count * cost(seq);
-                    if !share.contains(&at) {
-                        continue;
-                    }
-                    // Query `i` of this KV head: token `i / group`, head `i % group` of the group.
-                    let place = |i: usize| (seq.rows.start + i / group, kv_head * group + i % group);
-                    let mut tile: [(&[f32], Range<usize>); TILE_QUERIES] = std::array::from_fn(|_| (&[][..], 0..0));
-                    for (slot, i) in tile.iter_mut().zip(first..first + count) {
-                        let (row, head) = place(i);
-                        let span = Span { start: q.start + head * cache.k_dim, width: cache.k_dim, ..*q };
-                        let position = self.input.position(row);
-                        let end = if *causal { position + 1 } else { seq.start + seq.rows.len() };
-                        let start = window.map_or(0, |window| (position + 1).saturating_sub(window));
-                        // SAFETY: queries are complete since the last barrier.
-                        *slot = (unsafe { self.row(&span, row) }, start..end);
-                    }
-                    let args = TileArgs {
-                        queries: &tile[..count],
-                        k: keys,
-                        v: values,
-                        table,
-                        num_kv_heads: cache.num_kv_heads,
-                        kv_head,
-                        k_dim: cache.k_dim,
-                        v_dim: cache.v_dim,
-                        scale: *scale,
-                        softcap: *softcap,
-                    };
-                    let WorkerScratch { attention, heads, .. } = &mut *self.scratch;
-                    let heads = &mut heads[..count * cache.v_dim];
-                    self.code.vectors.attention_tile(&args, attention, heads);
-                    for (result, i) in heads.chunks_exact(cache.v_dim).zip(first..) {
-                        let (row, head) = place(i);
-                        let span = Span { start: out.start + head * cache.v_dim, width: cache.v_dim, ..*out };
-                        let range = range_of(self.code, &span, row);
-                        // SAFETY: this head of this row belongs to this tile alone.
-                        unsafe { self.memory.arena.slice_mut(range) }.copy_from_slice(result);
-                    }
-                }
+                kv.store_key(self.memory.kv.byte_at(cache.k + index * k_bytes, k_bytes), slot, k);
+                kv.store_value(self.memory.kv.byte_at(cache.v + index * v_bytes, v_bytes), slot, v);
             }
         }
     }
@@ -469,13 +403,8 @@ impl ActSlot {
 }
 
 /// Where columns of a row lie in the arena.
-fn range_of(code: &Code, span: &Span, row: usize) -> Range<usize> {
+pub(super) fn range_of(code: &Code, span: &Span, row: usize) -> Range<usize> {
     let slot = &code.buffers[span.buf.0];
     let start = slot.offset + row * slot.width + span.start;
     start..start + span.width
-}
-
-/// To half precision; beyond its range the largest finite value: an infinity in the cache would poison every later token.
-fn saturate(x: f32) -> f16 {
-    f16::from_f32(x.clamp(-65504.0, 65504.0))
 }

@@ -99,6 +99,9 @@ impl Program {
         if input.seq_of_row.len() != num_rows {
             return Err("one sequence index a row".into());
         }
+        if input.seqs.len() > code.max_tokens {
+            return Err(format!("{} sequences; at most {}", input.seqs.len(), code.max_tokens));
+        }
         let mut next_row = 0;
         self.memory.epoch += 1;
         for (index, seq) in input.seqs.iter().enumerate() {

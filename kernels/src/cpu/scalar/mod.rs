@@ -10,8 +10,15 @@ use super::{
 use crate::quant::{Block, GroupKind, QuantType, with_block};
 
 /// The table.
-pub(super) const KERNELS: CpuKernels =
-    CpuKernels { isa: Isa::Scalar, quantize_act_row, matmul_q8, matmul_f32, dequantize_row, transpose };
+pub(super) const KERNELS: CpuKernels = CpuKernels {
+    isa: Isa::Scalar,
+    quantize_act_row,
+    matmul_q8,
+    matmul_f32,
+    matmul_bf16: None,
+    dequantize_row,
+    transpose,
+};
 
 /// See [`CpuKernels::quantize_act_row`]. The largest magnitude is found on the bits, where NaN > infinity > all numbers: any
 /// order of evaluation gives the same, and a NaN is never lost.

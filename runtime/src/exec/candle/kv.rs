@@ -1,7 +1,9 @@
-//! The candle executor's paged cache and attention, in f32. A block's memory is taken when it is first written.
+//! The candle executor's paged cache and attention, in f32. A block's memory is taken when it is first written. Of another
+//! element type it holds the f32 numbers that the type gives back.
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::ops;
+use shimmy_kernels::cpu::kv::KvType;
 
 use crate::error::{Error, Result};
 use crate::exec::batch::{SeqStep, StepBatch};
@@ -14,6 +16,8 @@ pub(super) struct AttentionArgs {
     pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
     pub(super) mask: Mask,
+    /// `[num_heads]`
+    pub(super) sinks: Option<Tensor>,
 }
 
 /// Keys and values of one layer.
@@ -25,6 +29,9 @@ pub(super) struct PagedKv {
 
 /// Rows of `width` elements in blocks of [`BLOCK_TOKENS`]; a block is empty until its first row comes.
 struct Blocks {
+    kv: KvType,
+    /// Elements of a head.
+    dim: usize,
     width: usize,
     blocks: Vec<Vec<f32>>,
 }
@@ -35,7 +42,9 @@ impl Blocks {
             let block = &mut self.blocks[table[position / BLOCK_TOKENS] as usize];
             block.resize(BLOCK_TOKENS * self.width, 0.0);
             let slot = position % BLOCK_TOKENS * self.width;
-            block[slot..slot + self.width].copy_from_slice(row);
+            let stored = &mut block[slot..slot + self.width];
+            stored.copy_from_slice(row);
+            stored.chunks_exact_mut(self.dim).for_each(|head| self.kv.round(head));
         }
     }
 
@@ -55,8 +64,9 @@ impl Blocks {
 }
 
 impl PagedKv {
-    pub(super) fn new(spec: KvSpec, num_blocks: usize) -> Self {
-        let blocks = |dim| Blocks { width: spec.num_kv_heads * dim, blocks: vec![Vec::new(); num_blocks] };
+    /// `kv` takes the heads of `spec`: `exec::limits` has checked that.
+    pub(super) fn new(spec: KvSpec, kv: KvType, num_blocks: usize) -> Self {
+        let blocks = |dim| Blocks { kv, dim, width: spec.num_kv_heads * dim, blocks: vec![Vec::new(); num_blocks] };
         Self { keys: blocks(spec.k_dim), values: blocks(spec.v_dim), spec }
     }
 
@@ -104,7 +114,17 @@ impl PagedKv {
         };
         let mask = self.mask(seq, args.mask)?;
         let scores = scores.reshape((num_kv_heads, group, num_queries, num_keys))?.broadcast_add(&mask)?;
-        let probabilities = ops::softmax(&scores, D::Minus1)?.reshape((num_kv_heads, group * num_queries, num_keys))?;
+        // A sink is one more score of each query, without a value.
+        let probabilities = match &args.sinks {
+            None => ops::softmax(&scores, D::Minus1)?,
+            Some(sinks) => {
+                let sinks = sinks.reshape((num_kv_heads, group, 1, 1))?;
+                let sinks = sinks.broadcast_as((num_kv_heads, group, num_queries, 1))?;
+                let all = Tensor::cat(&[&scores, &sinks.contiguous()?], D::Minus1)?;
+                ops::softmax(&all, D::Minus1)?.narrow(D::Minus1, 0, num_keys)?.contiguous()?
+            }
+        };
+        let probabilities = probabilities.reshape((num_kv_heads, group * num_queries, num_keys))?;
         let attended = probabilities
             .matmul(&v)?
             .reshape((num_kv_heads, group, num_queries, v_dim))?
@@ -130,5 +150,34 @@ impl PagedKv {
             .flat_map(|query| (0..num_keys).map(move |key| if sees(query, key) { 0.0 } else { f32::NEG_INFINITY }))
             .collect();
         Ok(Tensor::from_vec(mask, (seq.tokens.len(), num_keys), &Device::Cpu)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::OutputRows;
+
+    #[test]
+    fn sinks_take_their_part_of_the_weights() {
+        // One token: without a sink its value passes whole. Two heads on one KV head.
+        let spec = KvSpec { num_kv_heads: 1, k_dim: 2, v_dim: 2, window: None };
+        let tensor = |data: &[f32], shape: (usize, usize)| Tensor::from_slice(data, shape, &Device::Cpu).unwrap();
+        let (q, k, v) =
+            (tensor(&[1.0, 2.0, -1.0, 0.5], (1, 4)), tensor(&[0.5, 1.0], (1, 2)), tensor(&[4.0, -8.0], (1, 2)));
+        let mut batch = StepBatch::default();
+        batch.push(&[7], 0, 1, &[0], OutputRows::Last);
+        let attend = |sinks: Option<Tensor>| -> Vec<f32> {
+            let args = AttentionArgs { num_heads: 2, scale: 2.0, softcap: None, mask: Mask::Causal, sinks };
+            let mut kv = PagedKv::new(spec.clone(), KvType::F32, 1);
+            kv.attend(&batch, &q, &k, &v, &args).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(attend(None), [4.0, -8.0, 4.0, -8.0]);
+        // Scores 2 · 2.5 and 2 · 0 against sinks of 5 and 1.
+        let shares = [0.5, 1.0 / (1.0 + 1f32.exp())];
+        let got = attend(Some(Tensor::new(&[5.0f32, 1.0], &Device::Cpu).unwrap()));
+        for (head, share) in got.chunks(2).zip(shares) {
+            assert!((head[0] - 4.0 * share).abs() < 1e-5 && (head[1] + 8.0 * share).abs() < 1e-5, "{got:?}");
+        }
     }
 }

@@ -66,7 +66,7 @@ impl CandleExecutor {
         let inv_freq = plan.ropes.iter().map(|rope| rope.inv_freq(1, &plan.weights)).collect::<Result<_>>()?;
         Ok(Self {
             weights: Weights::load(plan)?,
-            kv: plan.kv.iter().map(|spec| PagedKv::new(spec.clone(), limits.num_kv_blocks)).collect(),
+            kv: plan.kv.iter().map(|spec| PagedKv::new(spec.clone(), options.kv_type, limits.num_kv_blocks)).collect(),
             inv_freq,
             limits,
             plan: plan.clone(),
@@ -155,9 +155,10 @@ impl CandleExecutor {
                 let rotated = self.rotate(step, x, num_heads, head_dim, rope)?;
                 self.write(step, x, rotated)
             }
-            Op::Attention { q, k, v, out, num_heads, scale, softcap, mask, kv } => {
+            Op::Attention { q, k, v, out, num_heads, scale, softcap, mask, sinks, kv } => {
                 let (q, k, v) = (step.read(q)?, step.read(k)?, step.read(v)?);
-                let args = AttentionArgs { num_heads, scale, softcap, mask };
+                let sinks = sinks.map(|sinks| self.weights.vector(sinks)).transpose()?;
+                let args = AttentionArgs { num_heads, scale, softcap, mask, sinks };
                 let attended = self.kv[kv.0].attend(step.batch, &q, &k, &v, &args)?;
                 self.write(step, out, attended)
             }

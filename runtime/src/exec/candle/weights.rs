@@ -45,6 +45,7 @@ impl Weights {
                     matrices.insert(*weight);
                     vectors.extend(*bias);
                 }
+                Op::Attention { sinks, .. } => vectors.extend(*sinks),
                 Op::Norm { weight, bias, .. } => vectors.extend([*weight, *bias].into_iter().flatten()),
                 _ => {}
             }
@@ -62,7 +63,7 @@ impl Weights {
         Ok(Self { views, matrices, vectors })
     }
 
-    /// A vector `[n]` that a norm or a bias uses.
+    /// A vector `[n]`: of a norm, a bias, or sinks.
     pub(super) fn vector(&self, id: WeightId) -> Result<Tensor> {
         self.vectors[id.0].clone().ok_or_else(|| Error::Unsupported(format!("weight {} as a vector", id.0)))
     }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use shimmy_kernels::cpu::CpuKernels;
 use shimmy_kernels::cpu::program::build::ProgramSize;
 use shimmy_kernels::cpu::program::{
-    ActId, BufId, CacheId, Instr, KvElement, MatMulPart, MatMulThen, MatMulX, Program, ProgramBuilder, Rows, Span,
-    VecId, WeightId as MatrixId,
+    ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Program, ProgramBuilder, Rows, Span, VecId,
+    WeightId as MatrixId,
 };
 use shimmy_kernels::cpu::vector::{Activation, RopePairs};
 
@@ -43,7 +43,6 @@ pub(super) fn lower(
     options: &ExecOptions,
     kernels: CpuKernels,
     limits: &Limits,
-    kv: KvElement,
     num_workers: usize,
 ) -> Result<Program> {
     let mut program = ProgramBuilder::new(kernels);
@@ -76,7 +75,7 @@ pub(super) fn lower(
         max_tokens: limits.max_step_tokens,
         max_outputs: limits.max_step_outputs,
         num_blocks: limits.num_kv_blocks,
-        kv,
+        kv: options.kv_type,
         num_workers,
     };
     lowering.program.build(output, plan.vocab_size, size).map_err(|error| Error::Unsupported(format!("cpu: {error}")))
@@ -247,7 +246,7 @@ impl Lowering<'_> {
                 };
                 self.push(Instr::Rope { x, head_dim: *head_dim, pairs, table: rope.0 }, &[x]);
             }
-            Op::Attention { q, k, v, out, num_heads, scale, softcap, mask, kv } => {
+            Op::Attention { q, k, v, out, num_heads, scale, softcap, mask, sinks, kv } => {
                 let cache = CacheId(kv.0);
                 let out = span(out);
                 self.push(Instr::StoreKv { k: span(k), v: span(v), cache }, &[]);
@@ -260,6 +259,7 @@ impl Lowering<'_> {
                     softcap: *softcap,
                     window: self.plan.kv[kv.0].window,
                     causal: *mask == Mask::Causal,
+                    sinks: self.optional_vector(*sinks, 0.0)?,
                 };
                 self.push(attend, &[out]);
             }

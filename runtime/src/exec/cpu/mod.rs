@@ -5,12 +5,12 @@
 
 mod lower;
 
-use shimmy_kernels::cpu::program::{KvElement, Program, SeqInput, StepInput};
+use shimmy_kernels::cpu::program::{Program, SeqInput, StepInput};
 use shimmy_kernels::cpu::{CpuKernels, topology};
 
 use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, StepBatch};
-use crate::exec::options::{ExecOptions, KvDtype};
+use crate::exec::options::{Activations, ExecOptions};
 use crate::exec::{Executor, Limits, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 use crate::plan::rope::fill_cos_sin;
@@ -56,12 +56,10 @@ impl CpuExecutor {
     /// As [`Self::new`].
     pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
         let limits = super::limits(plan, options)?;
+        // Exact means that activations aren't rounded to bf16 either.
+        let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
         let workers = options.threads.unwrap_or_else(topology::default_workers);
-        let kv = match options.kv_dtype {
-            KvDtype::F16 => KvElement::F16,
-            KvDtype::F32 => KvElement::F32,
-        };
-        let program = lower::lower(plan, options, kernels, &limits, kv, workers)?;
+        let program = lower::lower(plan, options, kernels, &limits, workers)?;
         let ropes = plan
             .ropes
             .iter()
