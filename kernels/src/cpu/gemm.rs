@@ -212,7 +212,7 @@ unsafe fn typed<B: Block, I: GemmIsa>(
             unsafe { I::unpack::<B>(&source, &mut unpacked) };
             let tiles_cols = cols.len().next_multiple_of(COL_STEP);
             let num_tiles = num_blocks * tiles_cols / I::TILE_COLS[1].max(I::TILE_COLS[0]);
-            let mut ahead = Ahead::new::<B>(w, &rows, &cols, block_cols, from, chunk, num_tiles);
+            let mut ahead = Ahead::new::<B>(w, &cols, block_cols, from, chunk, num_tiles);
             for block in 0..num_blocks {
                 let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
                 // SAFETY: the block's activations from element `from` on; `aux` holds a chunk's groups.
@@ -311,7 +311,6 @@ struct Ahead {
 impl Ahead {
     fn new<B: Block>(
         w: &MatrixRef,
-        rows: &Range<usize>,
         cols: &Range<usize>,
         block_cols: usize,
         from: usize,
@@ -321,7 +320,8 @@ impl Ahead {
         let (next, from) = if from + chunk < w.cols() {
             (cols.clone(), from + chunk)
         } else {
-            (cols.end..rows.end.min(cols.end + block_cols), 0)
+            // Behind the caller's rows too: its next piece is most likely the next one of the matrix.
+            (cols.end..w.rows().min(cols.end + block_cols), 0)
         };
         let piece = chunk.min(w.cols() - from) / B::LEN * size_of::<B>();
         Self {

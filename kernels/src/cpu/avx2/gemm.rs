@@ -270,19 +270,31 @@ pub(super) unsafe fn transpose(
     to: *mut u32,
     to_stride: usize,
 ) {
-    for row in (0..num_rows).step_by(8) {
-        for unit in (0..num_units).step_by(8) {
+    for unit in (0..num_units).step_by(8) {
+        for row in (0..num_rows).step_by(8) {
             let (row_count, unit_count) = ((num_rows - row).min(8), (num_units - unit).min(8));
             // SAFETY: a square of the caller's shapes; lanes behind the last unit and the last row are masked off.
             unsafe {
-                let (row_mask, unit_mask) = (lanes(row_count), lanes(unit_count));
+                let (from, to) = (rows.add(row * stride + unit), to.add(unit * to_stride + row));
                 let mut square = [_mm256_setzero_si256(); 8];
-                for r in 0..row_count {
-                    square[r] = _mm256_maskload_epi32(rows.add((row + r) * stride + unit).cast(), unit_mask);
-                }
-                transpose_8(&mut square);
-                for u in 0..unit_count {
-                    _mm256_maskstore_epi32(to.add((unit + u) * to_stride + row).cast(), row_mask, square[u]);
+                // Loops of constant length leave the square in registers.
+                if row_count == 8 && unit_count == 8 {
+                    for r in 0..8 {
+                        square[r] = _mm256_loadu_si256(from.add(r * stride).cast());
+                    }
+                    transpose_8(&mut square);
+                    for u in 0..8 {
+                        _mm256_storeu_si256(to.add(u * to_stride).cast(), square[u]);
+                    }
+                } else {
+                    let (row_mask, unit_mask) = (lanes(row_count), lanes(unit_count));
+                    for r in 0..row_count {
+                        square[r] = _mm256_maskload_epi32(from.add(r * stride).cast(), unit_mask);
+                    }
+                    transpose_8(&mut square);
+                    for u in 0..unit_count {
+                        _mm256_maskstore_epi32(to.add(u * to_stride).cast(), row_mask, square[u]);
+                    }
                 }
             }
         }

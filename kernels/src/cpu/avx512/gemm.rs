@@ -234,24 +234,36 @@ pub(super) unsafe fn transpose(
     to_stride: usize,
 ) {
     let mask = |len: usize| if len >= 16 { !0 } else { (1u16 << len) - 1 };
-    for row in (0..num_rows).step_by(16) {
-        for unit in (0..num_units).step_by(16) {
+    for unit in (0..num_units).step_by(16) {
+        for row in (0..num_rows).step_by(16) {
             let (row_count, unit_count) = ((num_rows - row).min(16), (num_units - unit).min(16));
             // SAFETY: a square of the caller's shapes; lanes behind the last unit and the last row are masked off.
             unsafe {
+                let (from, to) = (rows.add(row * stride + unit), to.add(unit * to_stride + row));
                 let mut square = [_mm512_setzero_si512(); 16];
-                for r in 0..row_count {
-                    let from = rows.add((row + r) * stride + unit);
-                    square[r] = _mm512_maskz_loadu_epi32(mask(unit_count), from.cast());
-                }
-                transpose_16(&mut square);
-                for u in 0..unit_count {
-                    _mm512_mask_storeu_epi32(to.add((unit + u) * to_stride + row).cast(), mask(row_count), square[u]);
+                // Loops of constant length leave the square in registers.
+                if row_count == 16 && unit_count == 16 {
+                    for r in 0..16 {
+                        square[r] = _mm512_loadu_si512(from.add(r * stride).cast());
+                    }
+                    transpose_16(&mut square);
+                    for u in 0..16 {
+                        _mm512_storeu_si512(to.add(u * to_stride).cast(), square[u]);
+                    }
+                } else {
+                    for r in 0..row_count {
+                        square[r] = _mm512_maskz_loadu_epi32(mask(unit_count), from.add(r * stride).cast());
+                    }
+                    transpose_16(&mut square);
+                    for u in 0..unit_count {
+                        _mm512_mask_storeu_epi32(to.add(u * to_stride).cast(), mask(row_count), square[u]);
+                    }
                 }
             }
         }
     }
 }
+
 /// Transposes 16 × 16 units.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 #[inline]

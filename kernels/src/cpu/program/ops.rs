@@ -12,7 +12,7 @@ use crate::cpu::{ACT_GROUP, ActRows, DECODE_ROWS, MatrixRef, PACK_ROWS, PackedAc
 /// Pieces of a matmul for each worker: enough to even out a worker that is slower than the others or has lost its core.
 const PIECES_A_WORKER: usize = 4;
 /// Bytes of weights that a piece of a matmul with few rows reads at least, some µs: calls and claims cost a part of one.
-const PIECE_BYTES: usize = 32 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 /// Tiles of columns in a piece of a matmul with many rows at least: a kernel then reads the rows once for several.
 const PIECE_TILES: usize = 4;
 
