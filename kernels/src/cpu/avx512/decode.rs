@@ -18,8 +18,8 @@ use crate::{
     quant::with_block,
 };
 
-/// How far ahead weights are asked for, at least.
-const PREFETCH_BYTES: usize = 4096;
+/// How far ahead weights are asked for in each of the rows that are read together: what memory's latency takes at a core's rate.
+const PREFETCH_BYTES: usize = 1024;
 
 /// One matmul. Strides are in elements, from one row of activations to the next.
 pub(super) struct DecodeJob {
@@ -55,12 +55,12 @@ const fn spread(lanes: usize) -> Spread {
     Spread(out)
 }
 
-/// Rows `row ..+ R` against all `M` rows of activations.
+/// `R` rows, `row` and every `step`-th from there, against all `M` rows of activations.
 ///
 /// # Safety
-/// The job's pointers must be valid for its shapes; `R` rows from `row` on must exist; the CPU must have the features of `D`.
+/// The job's pointers must be valid for its shapes; those rows must exist; the CPU must have the features of `D`.
 #[inline(always)]
-pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
+pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, row: usize, step: usize) {
     let chunk_elements = F::CODES * 64;
     let chunk_bytes = F::CHUNK_BLOCKS * F::BYTES;
     let num_chunks = job.k / chunk_elements;
@@ -69,16 +69,15 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
     // row m; what the last register of an odd number of blocks lacks is masked off. Prefetches may point anywhere.
     unsafe {
         let first = job.w.add(row * job.row_bytes);
-        // Whole tiles ahead, far enough to cover the latency of memory at the rate at which a core reads it.
-        let ahead = PREFETCH_BYTES.next_multiple_of(R * job.row_bytes);
+        let stride = step * job.row_bytes;
         let mut acc = [[_mm512_setzero_ps(); M]; R];
         for chunk in 0..num_chunks {
             let mut products = [[_mm512_setzero_ps(); M]; R];
             for r in 0..R {
-                let blocks = first.add(r * job.row_bytes + chunk * chunk_bytes);
+                let blocks = first.add(r * stride + chunk * chunk_bytes);
                 let mut line = 0;
                 while line < chunk_bytes {
-                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(ahead + line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(PREFETCH_BYTES + line).cast());
                     line += 64;
                 }
                 let (scales, mins) = F::scales(blocks, F::CHUNK_BLOCKS);
@@ -89,7 +88,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
             for i in 0..F::CODES {
                 let mut codes = [_mm512_setzero_si512(); R];
                 for r in 0..R {
-                    codes[r] = F::codes(first.add(r * job.row_bytes + chunk * chunk_bytes), i);
+                    codes[r] = F::codes(first.add(r * stride + chunk * chunk_bytes), i);
                 }
                 let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
                 let element = chunk * chunk_elements + i * 64;
@@ -113,7 +112,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
             if blocks_left > 0 {
                 let mut products = [[_mm512_setzero_ps(); M]; R];
                 for r in 0..R {
-                    let blocks = first.add(r * job.row_bytes + num_chunks * chunk_bytes);
+                    let blocks = first.add(r * stride + num_chunks * chunk_bytes);
                     let (scales, mins) = F::scales(blocks, blocks_left);
                     for m in 0..M {
                         (acc[r][m], products[r][m]) = factors::<F>(job, acc[r][m], scales, mins, num_chunks, m);
@@ -126,7 +125,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                     let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
                     let element = num_chunks * chunk_elements + i * 64;
                     for r in 0..R {
-                        let blocks = first.add(r * job.row_bytes + num_chunks * chunk_bytes);
+                        let blocks = first.add(r * stride + num_chunks * chunk_bytes);
                         let codes = if is_whole { F::codes(blocks, i) } else { F::half(blocks.add(2 * i * F::BYTES)) };
                         for m in 0..M {
                             let x = _mm512_maskz_loadu_epi8(bytes, job.q.add(m * job.k + element));
@@ -148,12 +147,10 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
             for r in 0..R {
                 four[r] = acc[r][m];
             }
-            let sums = sum_four(four);
-            let out = job.out.add(m * job.out_stride + row);
-            if R == 4 {
-                _mm_storeu_ps(out, sums);
-            } else {
-                _mm_mask_storeu_ps(out, (1 << R) - 1, sums);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), sum_four(four));
+            for (r, sum) in sums.into_iter().enumerate().take(R) {
+                job.out.add(m * job.out_stride + row + r * step).write(sum);
             }
         }
     }
@@ -267,17 +264,16 @@ unsafe fn typed<F: Format, D: Dot>(
     }
 }
 
+/// All rows. Those of a tile are far apart: `R` streams through memory, each in order, are read faster than one.
 unsafe fn tiles<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJob, rows: Range<usize>) {
-    let mut row = rows.start;
+    let step = rows.len() / R;
     // SAFETY: the caller's job; rows stay inside its range.
     unsafe {
-        while row + R <= rows.end {
-            D::decode_tile::<F, R, M>(job, row);
-            row += R;
+        for row in rows.start..rows.start + step {
+            D::decode_tile::<F, R, M>(job, row, step);
         }
-        while row < rows.end {
-            D::decode_tile::<F, 1, M>(job, row);
-            row += 1;
+        for row in rows.start + R * step..rows.end {
+            D::decode_tile::<F, 1, M>(job, row, 1);
         }
     }
 }

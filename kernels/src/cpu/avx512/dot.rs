@@ -25,7 +25,7 @@ pub(super) trait Dot: Copy + 'static {
     ///
     /// # Safety
     /// The CPU must have this implementation's features; and as [`decode::tile`].
-    unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize);
+    unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize, step: usize);
 
     /// [`tile::prepare_aux`] with this dot product.
     ///
@@ -57,9 +57,9 @@ pub(super) struct Emulated;
 macro_rules! hot_functions {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize) {
+        unsafe fn decode_tile<F: Format, const R: usize, const M: usize>(job: &DecodeJob, row: usize, step: usize) {
             // SAFETY: the caller's promises, passed on.
-            unsafe { decode::tile::<F, Self, R, M>(job, row) }
+            unsafe { decode::tile::<F, Self, R, M>(job, row, step) }
         }
 
         #[target_feature(enable = $features)]
