@@ -11,7 +11,9 @@ use actix_web::dev::Service;
 use actix_web::{App, HttpServer, web};
 use shimmy_runtime::models::Models;
 
+use crate::counters::Counters;
 use crate::drain::Gate;
+use crate::error::ApiError;
 use crate::routes;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
@@ -49,6 +51,8 @@ pub struct AppState {
     pub models: Models,
     /// Running generations.
     pub gate: Arc<Gate>,
+    /// Connections and responses.
+    pub counters: Arc<Counters>,
     /// What is refused.
     pub limits: Limits,
     ready: AtomicBool,
@@ -57,7 +61,7 @@ pub struct AppState {
 impl AppState {
     /// A service over these models. It is [`Phase::Loading`] until [`AppState::set_ready`].
     pub fn new(models: Models, limits: Limits) -> Self {
-        Self { models, gate: Arc::default(), limits, ready: AtomicBool::new(false) }
+        Self { models, gate: Arc::default(), counters: Arc::default(), limits, ready: AtomicBool::new(false) }
     }
 
     /// From now on requests are answered.
@@ -79,7 +83,10 @@ impl AppState {
 
 /// All resources: one line each.
 pub fn configure(cfg: &mut web::ServiceConfig) {
-    cfg.configure(routes::health::config).configure(routes::openai::config).default_service(web::to(routes::not_found));
+    cfg.configure(routes::health::config)
+        .configure(routes::metrics::config)
+        .configure(routes::openai::config)
+        .default_service(web::to(routes::not_found));
 }
 
 /// Serves on `listener` until `shutdown`, then refuses new generations, lets running ones finish for up to
@@ -94,16 +101,21 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let shared = state.clone();
+    let (answered, connected) = (Arc::clone(&state.counters), Arc::clone(&state.counters));
     let server = HttpServer::new(move || {
+        let counters = Arc::clone(&answered);
         App::new()
             .app_data(shared.clone())
-            .wrap_fn(|request, service| {
+            .wrap_fn(move |request, service| {
+                let counters = Arc::clone(&counters);
                 let start = Instant::now();
                 let line =
                     tracing::enabled!(tracing::Level::INFO).then(|| format!("{} {}", request.method(), request.path()));
                 let response = service.call(request);
                 async move {
                     let response = response.await?;
+                    let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
+                    counters.respond(response.status().as_u16(), error);
                     if let Some(line) = line {
                         let ms = start.elapsed().as_secs_f64() * 1e3;
                         tracing::info!("{line} {} {ms:.1} ms", response.status().as_u16());
@@ -112,6 +124,9 @@ pub async fn serve(
                 }
             })
             .configure(configure)
+    })
+    .on_connect(move |_, extensions| {
+        extensions.insert(connected.connect());
     })
     .workers(WORKERS)
     .tcp_nodelay(true)

@@ -90,6 +90,17 @@ impl ApiError {
         Self { status, kind, ..Self::bad_request(message) }
     }
 
+    /// For counts: the code, else the type.
+    pub fn reason(&self) -> &'static str {
+        self.code.unwrap_or(match self.kind {
+            Kind::InvalidRequestError => "invalid_request_error",
+            Kind::NotFoundError => "not_found_error",
+            Kind::RateLimitError => "rate_limit_error",
+            Kind::Unavailable => "unavailable",
+            Kind::ServerError => "server_error",
+        })
+    }
+
     /// The JSON that goes over the wire, in a response and in an event of a stream alike.
     pub fn to_json(&self) -> Vec<u8> {
         let Self { kind, message, param, code, .. } = self;

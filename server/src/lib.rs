@@ -7,6 +7,7 @@
 //! | [`routes`] | wire types of each protocol and their conversion |
 //! | [`stream`] | bounded channel to wire |
 //! | [`drain`] | running generations, for a clean shutdown |
+//! | [`counters`], [`process`] | what `/metrics` tells about the service |
 //! | [`error`] | the service's one error type and its status |
 //! | [`ids`] | identifiers of answers |
 
@@ -14,9 +15,11 @@
 
 pub mod app;
 pub mod cli;
+pub mod counters;
 pub mod drain;
 pub mod error;
 pub mod ids;
+pub mod process;
 pub mod routes;
 pub mod stream;
 

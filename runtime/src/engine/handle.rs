@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::metrics::Metrics;
 use super::output::Entry;
 use super::request::{Event, FinishReason, GenerateRequest, Timings, Usage};
 use super::sequence::{EventSender, Submission};
@@ -77,6 +78,7 @@ pub(super) struct Shared {
     status: Mutex<Status>,
     stopped: Condvar,
     stats: Mutex<EngineStats>,
+    pub(super) metrics: Metrics,
     /// Requests that were submitted and have had no step yet.
     pub(super) queued: AtomicUsize,
     /// How long a client should wait when the queue is full.
@@ -153,6 +155,7 @@ impl Engine {
             status: Mutex::new(Status::Accepting),
             stopped: Condvar::new(),
             stats: Mutex::new(stats),
+            metrics: Metrics::new(),
             queued: AtomicUsize::new(0),
             retry_after_ms: AtomicU64::new(1000),
         });
@@ -207,6 +210,11 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let queued = self.inner.shared.queued.load(Ordering::Relaxed);
         EngineStats { queued, ..*self.inner.shared.stats() }
+    }
+
+    /// Distributions of its times and sizes.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.shared.metrics
     }
 
     /// What its executor can take.
@@ -322,6 +330,11 @@ impl Generation {
             }
         }
         Err(self.lost())
+    }
+
+    /// Cancels it because its reader takes nothing: counted apart from clients that went away.
+    pub fn cancel_slow_reader(self) {
+        self.shared.metrics.slow_reader();
     }
 
     /// A channel that closes without a last event belongs to a thread that died: the client must not take that for an end.

@@ -8,10 +8,12 @@
 //! | `worker` | the thread: the step loop |
 //! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
 //! | `output` | from token bytes to the text and log-probabilities of events |
+//! | [`metrics`] | distributions of times and sizes, recorded on that thread |
 //! | [`testing`] | executors with exact expectations and no model, for tests of what is built on the engine |
 #![forbid(unsafe_code)]
 
 pub mod handle;
+pub mod metrics;
 mod output;
 pub mod request;
 mod sequence;
@@ -24,5 +26,6 @@ mod vocabulary;
 mod worker;
 
 pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation};
+pub use metrics::{Distribution, Histogram, Metrics};
 pub use request::{Event, FinishReason, GenerateRequest, SamplingParams, Timings, TokenLogprob, Usage};
 pub use vocabulary::Vocabulary;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::metrics::Metrics;
 use super::output::{Output, Piece};
 use super::request::{Event, FinishReason, GenerateRequest, Timings, TokenLogprob, Usage};
 use super::vocabulary::Vocabulary;
@@ -95,6 +96,7 @@ pub(super) struct Sequence {
     submitted: Instant,
     first_step: Option<Instant>,
     first_token: Option<Instant>,
+    last_token: Option<Instant>,
 }
 
 impl Sequence {
@@ -114,6 +116,7 @@ impl Sequence {
             submitted,
             first_step: None,
             first_token: None,
+            last_token: None,
         }
     }
 
@@ -139,14 +142,25 @@ impl Sequence {
     }
 
     /// Samples the next token from a row of logits, tells the client, and says how it goes on.
-    pub(super) fn take(&mut self, logits: &[f32], vocabulary: &dyn Vocabulary, scratch: &mut Scratch) -> Outcome {
+    pub(super) fn take(
+        &mut self,
+        logits: &[f32],
+        vocabulary: &dyn Vocabulary,
+        scratch: &mut Scratch,
+        metrics: &Metrics,
+    ) -> Outcome {
         let token = match self.sampler.sample(logits, &self.tokens, scratch) {
             Ok(token) => token,
             Err(error) => return Outcome::Failed(error),
         };
         self.sampler.accept(token);
         self.tokens.push(token);
-        self.first_token.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        self.first_token.get_or_insert(now);
+        match self.last_token.replace(now) {
+            None => metrics.first_token(now - self.submitted),
+            Some(last) => metrics.next_token(now - last),
+        }
 
         let is_end = self.stop_token_ids.contains(&token)
             || (!self.ignore_eos && vocabulary.end_of_generation().contains(&token));
@@ -164,12 +178,16 @@ impl Sequence {
             match self.events.send(event) {
                 Ok(()) => {}
                 Err(NotSent::Gone) => return Outcome::Gone,
-                Err(NotSent::Full) => return Outcome::Failed(Error::SlowReader(self.events.max_unread())),
+                Err(NotSent::Full) => {
+                    metrics.slow_reader();
+                    return Outcome::Failed(Error::SlowReader(self.events.max_unread()));
+                }
             }
         }
         let Some(reason) = reason else { return Outcome::Continue };
-        let done = Event::Done { reason, usage: self.usage(), timings: self.timings(), seed: self.sampler.seed() };
-        self.events.end(done);
+        let (usage, timings) = (self.usage(), self.timings());
+        metrics.ended(reason, &usage, &timings);
+        self.events.end(Event::Done { reason, usage, timings, seed: self.sampler.seed() });
         Outcome::Done
     }
 

@@ -187,7 +187,10 @@ impl Worker {
         self.stats.preemptions += self.plan.preempted.len() as u64;
         self.fill_batch()?;
 
+        let start = Instant::now();
         let output = self.executor.step(&self.batch)?;
+        let metrics = &self.shared.metrics;
+        metrics.step(self.batch.tokens.len(), self.batch.seqs.len(), start.elapsed());
         let num_outputs = self.batch.num_outputs();
         if output.num_rows != num_outputs || output.data.len() != output.num_rows * output.width {
             return Err(Error::EngineStopped(format!(
@@ -208,7 +211,7 @@ impl Worker {
                 self.stats.prompt_tokens += sequence.num_prompt() as u64;
             }
             let known = sequence.tokens.len();
-            let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch);
+            let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch, metrics);
             self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
             match outcome {
                 Outcome::Continue => {

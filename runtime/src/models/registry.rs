@@ -82,6 +82,16 @@ impl<M> Models<M> {
         catalog.models().iter().map(|model| (model.clone(), is_loaded(model))).collect()
     }
 
+    /// Every loaded model, in no order. Quick: no disk, no waiting.
+    pub fn loaded(&self) -> Vec<Arc<M>> {
+        let state = lock(&self.state);
+        let ready = |slot: &Slot<M>| match slot {
+            Slot::Ready(model) => Some(Arc::clone(model)),
+            Slot::Loading(_) => None,
+        };
+        state.slots.values().filter_map(ready).collect()
+    }
+
     /// What is called `name`, loaded or not. May walk the disk.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use shimmy_runtime::plan::{OutputKind, Plan, cost};
 use super::args::{ExecArgs, RootArgs, find};
 use super::failure::usage;
 use super::output;
+use crate::process::peak_resident_bytes;
 
 /// Measure how fast a model runs here.
 #[derive(Debug, clap::Args)]
@@ -63,7 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let file = ModelFile::open(&found.path)?;
     let open_ms = start.elapsed().as_secs_f64() * 1e3;
-    let open_rss = resident_peak();
+    let open_rss = peak_resident_bytes();
     let (_, plan) = shimmy_runtime::arch::load(&file, OutputKind::Logits)?;
     let work = Workload {
         depth: args.depth,
@@ -93,7 +94,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             "parallel": args.parallel,
             "open_ms": open_ms,
             "open_peak_rss_bytes": open_rss,
-            "peak_rss_bytes": resident_peak(),
+            "peak_rss_bytes": peak_resident_bytes(),
             "load_ms": load_ms,
             "prefill_tokens_per_s": speed.prefill,
             "decode_tokens_per_s": speed.decode,
@@ -112,7 +113,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         found.name,
         executor.name(),
         memory(open_rss),
-        memory(resident_peak())
+        memory(peak_resident_bytes())
     );
     if !speed.prefill.is_empty() {
         text += &format!("prefill {:>4}: {}\n", args.prompt, spread(&speed.prefill));
@@ -153,13 +154,6 @@ impl Costs {
             decode_multiply_adds: plan.multiply_adds(&step),
         }
     }
-}
-
-/// The largest resident size of this process so far, in bytes; `None` where the system doesn't tell.
-fn resident_peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn memory(bytes: Option<u64>) -> String {

@@ -3,9 +3,11 @@
 //! | module | resource |
 //! |---|---|
 //! | [`health`] | `GET /health` |
+//! | [`metrics`] | `GET /metrics` |
 //! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/models` |
 
 pub mod health;
+pub mod metrics;
 pub mod openai;
 
 use actix_web::http::header::{ALLOW, HeaderValue};

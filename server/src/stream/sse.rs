@@ -38,14 +38,19 @@ pub trait Encoder: 'static {
 /// the task sees that at once, even between tokens, and drops the generation, which cancels it.
 pub fn respond(
     mut response: HttpResponseBuilder,
-    generation: Generation,
+    mut generation: Generation,
     running: Running,
     encoder: impl Encoder,
 ) -> HttpResponse {
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
     actix_web::rt::spawn(async move {
-        if pump(generation, encoder, &sender).await.is_err() {
-            tracing::debug!("a client went away; its generation is cancelled");
+        match pump(&mut generation, encoder, &sender).await {
+            Ok(()) => {}
+            Err(Unsent::Gone) => tracing::debug!("a client went away; its generation is cancelled"),
+            Err(Unsent::Slow) => {
+                tracing::info!("a client took nothing for {SLOW_READER:?}; its generation is cancelled");
+                generation.cancel_slow_reader();
+            }
         }
         drop(running);
     });
@@ -57,10 +62,19 @@ pub fn respond(
         .streaming(Receiver(receiver))
 }
 
-/// The client is gone or takes nothing.
-struct Gone;
+/// Why a frame did not reach its client.
+enum Unsent {
+    /// The client has gone.
+    Gone,
+    /// The client takes nothing.
+    Slow,
+}
 
-async fn pump(mut generation: Generation, mut encoder: impl Encoder, sender: &mpsc::Sender<Bytes>) -> Result<(), Gone> {
+async fn pump(
+    generation: &mut Generation,
+    mut encoder: impl Encoder,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<(), Unsent> {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     if let Some(json) = encoder.open() {
         send(sender, data(&json)).await?;
@@ -68,7 +82,7 @@ async fn pump(mut generation: Generation, mut encoder: impl Encoder, sender: &mp
     loop {
         let event = tokio::select! {
             biased;
-            () = sender.closed() => return Err(Gone),
+            () = sender.closed() => return Err(Unsent::Gone),
             event = generation.recv() => event,
             _ = ping.tick() => {
                 send(sender, Bytes::from_static(b": ping\n\n")).await?;
@@ -98,10 +112,11 @@ async fn pump(mut generation: Generation, mut encoder: impl Encoder, sender: &mp
     send(sender, Bytes::from_static(b"data: [DONE]\n\n")).await
 }
 
-async fn send(sender: &mpsc::Sender<Bytes>, frame: Bytes) -> Result<(), Gone> {
+async fn send(sender: &mpsc::Sender<Bytes>, frame: Bytes) -> Result<(), Unsent> {
     match timeout(SLOW_READER, sender.send(frame)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Gone),
+        Ok(Err(_)) => Err(Unsent::Gone),
+        Err(_) => Err(Unsent::Slow),
     }
 }
 

@@ -7,5 +7,6 @@ mod client;
 mod disconnect;
 mod drain;
 mod harness;
+mod metrics;
 mod requests;
 mod streams;

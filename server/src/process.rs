@@ -1,0 +1,39 @@
+//! What the system says about this process, where it says anything (Linux).
+
+/// Resident memory in bytes.
+pub fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// The largest resident memory so far, in bytes.
+pub fn peak_resident_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// Open file descriptors.
+pub fn open_files() -> Option<u64> {
+    // The listing itself holds one.
+    let count = std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+    u64::try_from(count).ok()
+}
+
+fn status_bytes(field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
+    line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_tells() {
+        let (now, peak) = (resident_bytes().unwrap(), peak_resident_bytes().unwrap());
+        assert!(now > 1 << 20 && peak >= now, "{now} {peak}");
+        let before = open_files().unwrap();
+        let files: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        // Other tests open and close theirs meanwhile.
+        assert!(open_files().unwrap() >= before.max(files.len() as u64), "{before}");
+    }
+}
