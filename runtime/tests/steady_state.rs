@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shimmy_runtime::exec::cpu::CpuExecutor;
-use shimmy_runtime::exec::{ExecOptions, Executor, OutputRows, StepBatch};
+use shimmy_runtime::exec::{ExecOptions, Executor, KvSize, OutputRows, StepBatch};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::OutputKind;
 
@@ -62,7 +62,7 @@ fn a_step_allocates_nothing() {
         let options = ExecOptions {
             threads: Some(2),
             max_context: Some(128),
-            kv_tokens: Some(256),
+            kv_size: KvSize::Tokens(256),
             max_step_tokens: 64,
             ..ExecOptions::default()
         };

@@ -11,6 +11,7 @@
 
 mod kv;
 mod models;
+mod prefix;
 #[path = "../support/mod.rs"]
 mod support;
 mod templates;

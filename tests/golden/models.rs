@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvType, OutputRows, StepBatch};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, OutputRows, StepBatch};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
@@ -26,7 +26,7 @@ fn executors() -> Vec<(&'static str, ExecOptions)> {
         backend,
         threads: Some(2),
         max_context: Some(KV_TOKENS),
-        kv_tokens: Some(KV_TOKENS),
+        kv_size: KvSize::Tokens(KV_TOKENS),
         max_step_tokens: 256,
         activations: Activations::F32,
         kv_type: KvType::F32,
@@ -36,14 +36,14 @@ fn executors() -> Vec<(&'static str, ExecOptions)> {
 }
 
 /// The golden's tensors.
-struct Golden {
+pub(crate) struct Golden {
     floats: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    tokens: Vec<u32>,
-    greedy: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) greedy: Vec<u32>,
 }
 
 impl Golden {
-    fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let (mut floats, mut ids) = (BTreeMap::new(), BTreeMap::new());

@@ -15,7 +15,7 @@ use super::validate::validate;
 use super::vocabulary::Vocabulary;
 use super::worker::{Message, Worker, capacity};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits};
+use crate::exec::{Executor, Limits, PrefixReuse};
 
 /// How an engine treats its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +26,23 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Most events of a generation that its client may leave unread; then it is cancelled as a slow reader.
     pub max_unread_events: usize,
+    /// Whether computed prompts are kept for later requests.
+    pub prefix_cache: PrefixCache,
+}
+
+/// Whether an engine keeps computed prompts. A model whose keys depend on the length of the text never does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PrefixCache {
+    /// As long as no other sequence needs their blocks.
+    #[default]
+    On,
+    /// Every prompt is computed.
+    Off,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 512, max_running: 256, max_unread_events: 4096 }
+        Self { queue: 512, max_running: 256, max_unread_events: 4096, prefix_cache: PrefixCache::On }
     }
 }
 
@@ -41,14 +53,20 @@ pub struct EngineStats {
     pub queued: usize,
     /// Generations that own blocks.
     pub running: usize,
-    /// KV blocks that nobody owns.
+    /// KV blocks that nobody owns, cached ones included.
     pub free_blocks: usize,
+    /// KV blocks that nobody owns and that hold computed prompts.
+    pub cached_blocks: usize,
     /// KV blocks.
     pub total_blocks: usize,
     /// Steps computed.
     pub steps: u64,
     /// Generations that lost their blocks to older ones and were computed again.
     pub preemptions: u64,
+    /// Prompt tokens that were looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Those of them that were found in the prefix cache.
+    pub prefix_hits: u64,
     /// Prompt tokens of generations that came to their first token.
     pub prompt_tokens: u64,
     /// Tokens generated.
@@ -159,7 +177,13 @@ impl Engine {
             queued: AtomicUsize::new(0),
             retry_after_ms: AtomicU64::new(1000),
         });
-        let worker = Worker::new(name, executor, Arc::clone(&vocabulary), receiver, Arc::clone(&shared), capacity);
+        let prefix_cache = match executor.prefix_reuse() {
+            PrefixReuse::Exact => options.prefix_cache,
+            PrefixReuse::DependsOnLength => PrefixCache::Off,
+        };
+        let (vocabulary_of_worker, shared_of_worker) = (Arc::clone(&vocabulary), Arc::clone(&shared));
+        let worker =
+            Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, prefix_cache);
         // A thread's name can't hold a zero byte.
         let thread_name = format!("engine {}", name.replace('\0', ""));
         std::thread::Builder::new()

@@ -25,7 +25,9 @@ mod validate;
 mod vocabulary;
 mod worker;
 
-pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation};
+pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, PrefixCache};
 pub use metrics::{Distribution, Histogram, Metrics};
-pub use request::{Event, FinishReason, GenerateRequest, SamplingParams, Timings, TokenLogprob, Usage};
+pub use request::{
+    Event, FinishReason, GenerateRequest, PrefixMiss, PromptCache, SamplingParams, Timings, TokenLogprob, Usage,
+};
 pub use vocabulary::Vocabulary;

@@ -1,5 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
+pub use crate::kv::PrefixMiss;
+
 /// How tokens are drawn. The processors run in the order of the fields; see `crate::sample`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -43,6 +45,16 @@ impl Default for SamplingParams {
     }
 }
 
+/// Whether a request takes part in the prefix cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PromptCache {
+    /// It takes what the cache has of its prompt, and leaves its own for later ones.
+    #[default]
+    Use,
+    /// It computes all of its prompt and leaves nothing.
+    Skip,
+}
+
 /// One generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
@@ -60,6 +72,8 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// Report the log-probability of each token and of this many alternatives.
     pub logprobs: Option<usize>,
+    /// Whether it may share computed prompts with others.
+    pub prompt_cache: PromptCache,
 }
 
 /// Why a generation ended.
@@ -78,6 +92,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were found in the cache.
     pub cached_tokens: usize,
+    /// Why they aren't more; `None`: all that could be used was found.
+    pub cache_miss: Option<PrefixMiss>,
     /// Tokens generated, the ending one included.
     pub completion_tokens: usize,
 }

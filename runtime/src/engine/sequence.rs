@@ -6,9 +6,10 @@ use tokio::sync::mpsc;
 
 use super::metrics::Metrics;
 use super::output::{Output, Piece};
-use super::request::{Event, FinishReason, GenerateRequest, Timings, TokenLogprob, Usage};
+use super::request::{Event, FinishReason, GenerateRequest, PromptCache, Timings, TokenLogprob, Usage};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
+use crate::kv::PrefixMiss;
 use crate::sample::{Sampler, Scratch, logprobs};
 
 /// The sending side of a generation's bounded channel, with one place kept for the last event: a client that reads
@@ -91,6 +92,9 @@ pub(super) struct Sequence {
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
     num_logprobs: Option<usize>,
+    prompt_cache: PromptCache,
+    /// Tokens that the prefix cache had, and why not more.
+    cached: (usize, Option<PrefixMiss>),
     sampler: Sampler,
     output: Output,
     submitted: Instant,
@@ -111,6 +115,8 @@ impl Sequence {
             stop_token_ids: request.stop_token_ids,
             ignore_eos: request.ignore_eos,
             num_logprobs: request.logprobs,
+            prompt_cache: request.prompt_cache,
+            cached: (0, None),
             sampler: Sampler::new(request.sampling),
             output: Output::new(&request.stop),
             submitted,
@@ -132,8 +138,15 @@ impl Sequence {
         self.first_step.is_some()
     }
 
-    pub(super) fn start(&mut self, now: Instant) {
+    /// Whether it may use the prefix cache.
+    pub(super) fn caches_prompt(&self) -> bool {
+        self.prompt_cache == PromptCache::Use
+    }
+
+    /// Its first step begins, with so many tokens from the prefix cache.
+    pub(super) fn start(&mut self, now: Instant, cached_tokens: usize, miss: Option<PrefixMiss>) {
         self.first_step.get_or_insert(now);
+        self.cached = (cached_tokens, miss);
     }
 
     /// Milliseconds since its first step.
@@ -224,9 +237,11 @@ impl Sequence {
     }
 
     fn usage(&self) -> Usage {
+        let (cached_tokens, cache_miss) = self.cached;
         Usage {
             prompt_tokens: self.num_prompt,
-            cached_tokens: 0,
+            cached_tokens,
+            cache_miss,
             completion_tokens: self.tokens.len() - self.num_prompt,
         }
     }

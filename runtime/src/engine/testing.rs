@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits, OutputRows, StepBatch, StepOutput};
+use crate::exec::{Executor, Limits, OutputRows, PrefixReuse, StepBatch, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 
 /// Tokens 0..=255 are the bytes; [`END`](Self::END) ends an answer.
@@ -200,6 +200,14 @@ impl Executor for TestExecutor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// A script counts from the end of the prompt, which can't be told of a prompt that begins in the cache.
+    fn prefix_reuse(&self) -> PrefixReuse {
+        match self.logits {
+            Logits::Script(_) => PrefixReuse::DependsOnLength,
+            Logits::Hash | Logits::Next(_) => PrefixReuse::Exact,
+        }
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {

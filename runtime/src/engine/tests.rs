@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::testing::{ByteVocabulary, TestExecutor, hash_logits};
 use super::*;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits, StepBatch, StepOutput};
+use crate::exec::{Executor, Limits, PrefixReuse, StepBatch, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 
 const LIMITS: Limits = TestExecutor::LIMITS;
@@ -29,6 +29,7 @@ fn request(prompt: &[u32]) -> GenerateRequest {
         stop_token_ids: vec![],
         ignore_eos: false,
         logprobs: None,
+        prompt_cache: PromptCache::Use,
     }
 }
 
@@ -91,7 +92,10 @@ fn it_spells_a_text_and_ends() {
     assert_eq!(answer.text, "Hello, wörld 🌍!");
     assert_eq!(answer.reason, FinishReason::Stop);
     let completion_tokens = "Hello, wörld 🌍!".len() + 1;
-    assert_eq!(answer.usage, Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens });
+    assert_eq!(
+        answer.usage,
+        Usage { prompt_tokens: 2, cached_tokens: 0, cache_miss: Some(PrefixMiss::Disabled), completion_tokens }
+    );
     assert!(answer.timings.queue_ms >= 0.0 && answer.timings.predicted_ms > 0.0);
     assert_all_free(&engine);
     let stats = engine.stats();
@@ -405,6 +409,10 @@ impl Executor for Superstitious {
         self.0.limits()
     }
 
+    fn prefix_reuse(&self) -> PrefixReuse {
+        PrefixReuse::Exact
+    }
+
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         let output = self.0.step(batch)?;
         self.1 = output.data.to_vec();
@@ -525,4 +533,70 @@ fn a_crowd_that_comes_and_goes_leaves_nothing_behind() {
     wait_until("everybody is counted", || engine.stats().completed + engine.stats().cancelled == 120);
     assert_all_free(&engine);
     assert_eq!(engine.stats().failed, 0);
+}
+
+fn fixed(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    GenerateRequest { max_tokens: Some(max_tokens), ignore_eos: true, logprobs: Some(0), ..request(prompt) }
+}
+
+#[test]
+fn a_growing_chat_reuses_all_but_its_new_turn() {
+    let engine = start(TestExecutor::hashing(LIMITS, ByteVocabulary::SIZE));
+    let mut history = prompt(1, 70);
+    let mut cached = Vec::new();
+    for turn in 0..3 {
+        let answer = engine.generate_blocking(fixed(&history, 40)).unwrap();
+        assert_eq!(ids(&answer), greedy_reference(&history, 40), "turn {turn}");
+        cached.push((answer.usage.cached_tokens, answer.usage.cache_miss));
+        history.extend(ids(&answer));
+        history.extend(prompt(100 + turn, 5));
+    }
+    // 109 tokens are computed in the first turn, 154 in the second: the answers' too.
+    assert_eq!(cached, [(0, Some(PrefixMiss::NoMatch)), (96, None), (128, None)]);
+    let stats = engine.stats();
+    assert_eq!((stats.prefix_queries, stats.prefix_hits), (70 + 115 + 160, 96 + 128));
+    assert!(stats.cached_blocks > 0 && stats.free_blocks == stats.total_blocks);
+}
+
+#[test]
+fn whoever_skips_the_cache_neither_takes_nor_leaves() {
+    let engine = start(TestExecutor::hashing(LIMITS, ByteVocabulary::SIZE));
+    let skipping = GenerateRequest { prompt_cache: PromptCache::Skip, ..fixed(&prompt(1, 70), 3) };
+    let usage = |request: &GenerateRequest| {
+        let Usage { cached_tokens, cache_miss, .. } = engine.generate_blocking(request.clone()).unwrap().usage;
+        (cached_tokens, cache_miss)
+    };
+    assert_eq!(usage(&skipping), (0, Some(PrefixMiss::Disabled)));
+    assert_eq!(engine.stats().cached_blocks, 0);
+    assert_eq!(usage(&fixed(&prompt(1, 70), 3)), (0, Some(PrefixMiss::NoMatch)));
+    assert_eq!(usage(&skipping), (0, Some(PrefixMiss::Disabled)));
+    assert_eq!(usage(&fixed(&prompt(1, 70), 3)), (64, None));
+
+    let options = EngineOptions { prefix_cache: PrefixCache::Off, ..EngineOptions::default() };
+    let engine = start_with(TestExecutor::hashing(LIMITS, ByteVocabulary::SIZE), options);
+    for _ in 0..2 {
+        let answer = engine.generate_blocking(fixed(&prompt(1, 70), 3)).unwrap();
+        assert_eq!((answer.usage.cached_tokens, answer.usage.cache_miss), (0, Some(PrefixMiss::Disabled)));
+    }
+}
+
+#[test]
+fn a_preempted_generation_finds_what_is_left_of_its_own_blocks() {
+    let computed = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&computed);
+    let limits = Limits { num_kv_blocks: 7, ..LIMITS };
+    let executor = TestExecutor::hashing(limits, ByteVocabulary::SIZE).with_hook(move |_, batch| {
+        count.fetch_add(batch.tokens.len() as u64, Ordering::Relaxed);
+        Ok(())
+    });
+    let engine = start(executor);
+    let generations = [1, 2].map(|seed| engine.submit(fixed(&prompt(seed, 90), 60)).unwrap());
+    for (seed, generation) in [1, 2].into_iter().zip(generations) {
+        assert_eq!(ids(&generation.collect_blocking().unwrap()), greedy_reference(&prompt(seed, 90), 60));
+    }
+    assert!(engine.stats().preemptions > 0, "the test must preempt");
+    // Each computes 149 tokens; what was computed again is less than a whole prompt.
+    let again = computed.load(Ordering::Relaxed) - 2 * 149;
+    assert!(again < 64, "{again} tokens computed again");
+    assert_all_free(&engine);
 }

@@ -71,6 +71,7 @@ fn sampling(params: &SamplingParams, check_id: impl Fn(&'static str, u32) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::PromptCache;
 
     fn request() -> GenerateRequest {
         GenerateRequest {
@@ -81,6 +82,7 @@ mod tests {
             stop_token_ids: vec![],
             ignore_eos: false,
             logprobs: None,
+            prompt_cache: PromptCache::Use,
         }
     }
 

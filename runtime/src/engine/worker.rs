@@ -8,14 +8,15 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use super::handle::{EngineOptions, EngineStats, Shared};
+use super::handle::{EngineOptions, EngineStats, PrefixCache, Shared};
 use super::request::Event;
 use super::sequence::{Outcome, Sequence, Submission};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Limits, OutputRows, StepBatch};
+use crate::kv::{PrefixMiss, PrefixSpace};
 use crate::sample::Scratch;
-use crate::sched::{Capacity, SeqId, State, StepPlan};
+use crate::sched::{Capacity, Class, SeqId, State, StepPlan, TokenSource};
 
 /// What clients send to the thread.
 pub(super) enum Message {
@@ -37,6 +38,16 @@ pub(super) fn capacity(limits: &Limits, options: &EngineOptions) -> Capacity {
     }
 }
 
+/// The generations of one engine.
+#[derive(Default)]
+struct Sequences(HashMap<SeqId, Sequence>);
+
+impl TokenSource for Sequences {
+    fn tokens(&self, id: SeqId) -> &[u32] {
+        self.0.get(&id).map_or(&[], |sequence| &sequence.tokens)
+    }
+}
+
 /// Everything that the thread owns.
 pub(super) struct Worker {
     name: String,
@@ -45,7 +56,8 @@ pub(super) struct Worker {
     inbox: Receiver<Message>,
     shared: Arc<Shared>,
     state: State,
-    sequences: HashMap<SeqId, Sequence>,
+    sequences: Sequences,
+    prefix_cache: PrefixCache,
     is_draining: bool,
     stats: EngineStats,
     /// Milliseconds from first step to end, averaged over recent generations.
@@ -65,6 +77,7 @@ impl Worker {
         inbox: Receiver<Message>,
         shared: Arc<Shared>,
         capacity: Capacity,
+        prefix_cache: PrefixCache,
     ) -> Self {
         let stats = *shared.stats();
         Self {
@@ -74,7 +87,8 @@ impl Worker {
             inbox,
             shared,
             state: State::new(capacity),
-            sequences: HashMap::new(),
+            sequences: Sequences::default(),
+            prefix_cache,
             is_draining: false,
             stats,
             service_ms: 0.0,
@@ -139,9 +153,12 @@ impl Worker {
         match message {
             Message::Submit(submission) => {
                 let mut sequence = Sequence::new(*submission);
-                match self.state.submit(sequence.num_prompt(), sequence.max_total()) {
+                let space =
+                    (self.prefix_cache == PrefixCache::On && sequence.caches_prompt()).then(PrefixSpace::default);
+                let (num_prompt, max_total) = (sequence.num_prompt(), sequence.max_total());
+                match self.state.submit(num_prompt, max_total, Class::default(), space) {
                     Ok(id) => {
-                        self.sequences.insert(id, sequence);
+                        self.sequences.0.insert(id, sequence);
                     }
                     Err(error) => {
                         self.leave_queue();
@@ -158,7 +175,7 @@ impl Worker {
 
     /// Frees what belongs to clients that have gone away, before any more work is done for them.
     fn drop_cancelled(&mut self) {
-        let gone = self.sequences.iter().filter(|(_, sequence)| sequence.events.is_gone());
+        let gone = self.sequences.0.iter().filter(|(_, sequence)| sequence.events.is_gone());
         self.ended.extend(gone.map(|(&id, _)| id));
         self.stats.cancelled += self.ended.len() as u64;
         self.remove_ended();
@@ -167,7 +184,7 @@ impl Worker {
     fn remove_ended(&mut self) {
         while let Some(id) = self.ended.pop() {
             self.state.remove(id);
-            if let Some(sequence) = self.sequences.remove(&id)
+            if let Some(sequence) = self.sequences.0.remove(&id)
                 && !sequence.has_started()
             {
                 self.leave_queue();
@@ -180,7 +197,7 @@ impl Worker {
     }
 
     fn step(&mut self) -> Result<()> {
-        self.state.schedule(&mut self.plan);
+        self.state.schedule(&mut self.plan, &self.sequences);
         if self.plan.pieces.is_empty() {
             return Err(Error::EngineStopped("the scheduler found no work although sequences wait".into()));
         }
@@ -200,13 +217,13 @@ impl Worker {
                 output.data.len()
             )));
         }
-        self.state.advance(&self.plan);
+        self.state.advance(&self.plan, &self.sequences);
         self.stats.steps += 1;
 
         let width = output.width.min(self.vocabulary.vocab_size());
         let outputs = self.plan.pieces.iter().filter(|piece| piece.output == OutputRows::Last);
         for (row, piece) in outputs.enumerate() {
-            let Some(sequence) = self.sequences.get_mut(&piece.id) else { continue };
+            let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
             if sequence.tokens.len() == sequence.num_prompt() {
                 self.stats.prompt_tokens += sequence.num_prompt() as u64;
             }
@@ -238,15 +255,22 @@ impl Worker {
     /// Writes the plan's tokens and block tables into the batch.
     fn fill_batch(&mut self) -> Result<()> {
         let now = Instant::now();
+        for admission in &self.plan.admitted {
+            let Some(sequence) = self.sequences.0.get_mut(&admission.id) else { continue };
+            if !sequence.has_started() {
+                sequence.start(now, admission.cached_tokens, admission.miss);
+                self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+                if admission.miss != Some(PrefixMiss::Disabled) {
+                    self.stats.prefix_queries += sequence.num_prompt() as u64;
+                    self.stats.prefix_hits += admission.cached_tokens as u64;
+                }
+            }
+        }
         self.batch.clear();
         for piece in &self.plan.pieces {
-            let Some(sequence) = self.sequences.get_mut(&piece.id) else {
+            let Some(sequence) = self.sequences.0.get(&piece.id) else {
                 return Err(Error::EngineStopped(format!("the scheduler named {:?}, which nobody knows", piece.id)));
             };
-            if !sequence.has_started() {
-                sequence.start(now);
-                self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-            }
             let tokens = &sequence.tokens[piece.start..piece.start + piece.len];
             self.batch.push(tokens, piece.start, piece.num_tokens, self.state.blocks(piece.id), piece.output);
         }
@@ -256,6 +280,7 @@ impl Worker {
     fn publish(&mut self) {
         self.stats.running = self.state.num_running();
         self.stats.free_blocks = self.state.num_free_blocks();
+        self.stats.cached_blocks = self.state.num_cached_blocks();
         *self.shared.stats() = self.stats;
         // When all places are taken, one gets free as often as a generation ends.
         let interval = self.service_ms / self.stats.running.max(1) as f64;
@@ -271,13 +296,14 @@ impl Worker {
                 self.stats.failed += 1;
             }
         }
-        for (_, mut sequence) in self.sequences.drain() {
+        for (_, mut sequence) in self.sequences.0.drain() {
             self.stats.failed += 1;
             sequence.events.end(Event::Failed(Error::EngineStopped(reason.clone())));
         }
         self.shared.queued.store(0, Ordering::Relaxed);
         self.stats.running = 0;
         self.stats.free_blocks = self.stats.total_blocks;
+        self.stats.cached_blocks = 0;
         *self.shared.stats() = self.stats;
         let executor = self.executor;
         if catch_unwind(AssertUnwindSafe(|| drop(executor))).is_err() {

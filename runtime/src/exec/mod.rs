@@ -13,10 +13,11 @@ pub mod options;
 
 pub use batch::{OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes_per_token, limits};
-pub use options::{Activations, Backend, ExecOptions};
+pub use options::{Activations, Backend, ExecOptions, KvSize};
 pub use shimmy_kernels::cpu::kv::KvType;
 
 use crate::error::Result;
+use crate::plan::{Plan, RopeScaling, RopeSpec};
 
 /// What an executor can take, fixed when it was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,23 @@ impl<'a> StepOutput<'a> {
     }
 }
 
+/// Whether the keys and values of a text's beginning serve every text that begins so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrefixReuse {
+    /// They depend on the tokens up to there only.
+    Exact,
+    /// They depend on how long the whole text was when they were computed (dynamic rope scaling).
+    DependsOnLength,
+}
+
+impl PrefixReuse {
+    /// What a plan's positions allow.
+    pub fn of(plan: &Plan) -> Self {
+        let is_dynamic = |rope: &RopeSpec| matches!(rope.scaling, RopeScaling::Dynamic { .. });
+        if plan.ropes.iter().any(is_dynamic) { Self::DependsOnLength } else { Self::Exact }
+    }
+}
+
 /// Runs the steps of one loaded plan. It owns the KV storage; who uses which block is the scheduler's business.
 pub trait Executor: Send {
     /// Short name for logs and `--backend`: `cpu`, `candle`.
@@ -57,6 +75,9 @@ pub trait Executor: Send {
 
     /// What it can take.
     fn limits(&self) -> Limits;
+
+    /// Whether sequences may share the blocks of a common beginning.
+    fn prefix_reuse(&self) -> PrefixReuse;
 
     /// Computes the batch and writes its keys and values to the cache.
     ///

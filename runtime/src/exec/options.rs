@@ -25,6 +25,18 @@ pub enum Activations {
     F32,
 }
 
+/// Size of the KV pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvSize {
+    /// What this machine's memory allows: see [`crate::exec::limits`].
+    #[default]
+    Auto,
+    /// For so many tokens.
+    Tokens(usize),
+    /// As many blocks as fit into so many bytes.
+    Bytes(usize),
+}
+
 /// What `exec::build` needs beside a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOptions {
@@ -32,10 +44,10 @@ pub struct ExecOptions {
     pub backend: Backend,
     /// Worker threads; `None`: physical cores inside the cgroup's limit.
     pub threads: Option<usize>,
-    /// Most tokens of one sequence; `None`: the model's own context, as far as `kv_tokens` allows.
+    /// Most tokens of one sequence; `None`: the model's own context, as far as the KV pool allows.
     pub max_context: Option<usize>,
-    /// Tokens that the KV pool holds over all sequences; `None`: one full context.
-    pub kv_tokens: Option<usize>,
+    /// How much the KV pool holds over all sequences.
+    pub kv_size: KvSize,
     /// Most tokens in a step.
     pub max_step_tokens: usize,
     /// Matmul arithmetic.
@@ -50,7 +62,7 @@ impl Default for ExecOptions {
             backend: Backend::Auto,
             threads: None,
             max_context: None,
-            kv_tokens: None,
+            kv_size: KvSize::Auto,
             max_step_tokens: 512,
             activations: Activations::Q8,
             kv_type: KvType::F16,

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use crate::config::{ModelConfig, SamplingDefaults};
 use crate::engine::{Engine, EngineOptions, SamplingParams};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executor};
+use crate::exec::{ExecOptions, Executor, kv_bytes_per_token};
+use crate::kv::BLOCK_TOKENS;
 use crate::loader::ModelFile;
 use crate::models::names;
 use crate::plan::{OutputKind, Plan};
@@ -93,6 +94,8 @@ pub struct LoadedModel {
     pub engine: Engine,
     /// What the model's makers recommend, over [`SamplingParams::default`].
     pub defaults: SamplingParams,
+    /// What the KV cache takes once all of it has been used.
+    pub kv_bytes: usize,
     /// How long the load took.
     pub load_time: Duration,
 }
@@ -166,12 +169,14 @@ pub fn load_with(
     }
     let executor = build(&plan, &options.exec)?;
     let limits = executor.limits();
+    let kv_bytes = limits.num_kv_blocks * BLOCK_TOKENS * kv_bytes_per_token(&plan, options.exec.kv_type);
     tracing::info!(
         model = name,
         architecture = plan.architecture,
         executor = executor.name(),
         context = limits.max_context,
         kv_blocks = limits.num_kv_blocks,
+        kv_mib = kv_bytes >> 20,
         "loaded in {:.0} ms",
         start.elapsed().as_secs_f64() * 1e3
     );
@@ -185,7 +190,8 @@ pub fn load_with(
     let engine = Engine::start(&name, executor, tokenizer.clone(), options.engine)?;
     let defaults = recommended(&config.defaults);
     let path = path.to_path_buf();
-    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, load_time: start.elapsed() })
+    let load_time = start.elapsed();
+    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, kv_bytes, load_time })
 }
 
 /// The model's recommendations over the general defaults.

@@ -1,14 +1,10 @@
 //! [`State`]: the sequences, their blocks, and the choice of each step's work.
 
-use std::collections::VecDeque;
-
+use super::queue::WaitQueue;
+use super::sequence::{Class, SeqId, Sequence};
 use crate::error::{Error, Result};
 use crate::exec::OutputRows;
-use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable};
-
-/// A sequence. Ids grow with the time of submission and are never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SeqId(pub u64);
+use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, Prefix, PrefixMiss, PrefixSpace};
 
 /// What the scheduler may hand out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +42,26 @@ pub struct Piece {
     pub output: OutputRows,
 }
 
+/// A sequence that got its blocks in this step, for the first time or again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// Whose.
+    pub id: SeqId,
+    /// Tokens whose keys and values were found in the cache: its first piece starts there.
+    pub cached_tokens: usize,
+    /// Why they aren't more.
+    pub miss: Option<PrefixMiss>,
+}
+
 /// One step's work. Reused from step to step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StepPlan {
     /// What to compute; each sequence at most once.
     pub pieces: Vec<Piece>,
-    /// Sequences that lost their blocks in favour of older ones and wait again.
+    /// Sequences that lost their blocks in favour of others and wait again.
     pub preempted: Vec<SeqId>,
+    /// Sequences that got blocks.
+    pub admitted: Vec<Admission>,
 }
 
 impl StepPlan {
@@ -62,14 +71,10 @@ impl StepPlan {
     }
 }
 
-#[derive(Debug)]
-struct Sequence {
-    id: SeqId,
-    /// Tokens whose keys and values are in the cache.
-    num_computed: usize,
-    /// Tokens known: the prompt and what was generated.
-    num_tokens: usize,
-    table: BlockTable,
+/// Where the tokens of sequences are. The scheduler hands them to the prefix cache.
+pub trait TokenSource {
+    /// All known tokens of a sequence: as many as the scheduler was told of.
+    fn tokens(&self, id: SeqId) -> &[u32];
 }
 
 /// All sequences of one executor.
@@ -77,11 +82,12 @@ struct Sequence {
 pub struct State {
     capacity: Capacity,
     pool: BlockPool,
-    /// Oldest first; each owns blocks for at least its `num_computed` tokens.
+    /// By rank; each owns blocks for at least its `num_computed` tokens.
     running: Vec<Sequence>,
-    /// Oldest first, all younger than the running ones; they own no blocks.
-    waiting: VecDeque<Sequence>,
+    /// They own no blocks.
+    waiting: WaitQueue,
     next_id: u64,
+    num_admissions: u64,
 }
 
 impl State {
@@ -96,16 +102,24 @@ impl State {
             capacity,
             pool: BlockPool::new(capacity.num_blocks),
             running: Vec::new(),
-            waiting: VecDeque::new(),
+            waiting: WaitQueue::default(),
             next_id: 0,
+            num_admissions: 0,
         }
     }
 
-    /// Lets a sequence wait for its first step: `num_tokens` prompt tokens that may grow to `max_total`.
+    /// Lets a sequence wait for its first step: `num_tokens` prompt tokens that may grow to `max_total`. With a `space` it
+    /// takes what that space of the prefix cache holds of it, and leaves its own blocks there.
     ///
     /// # Errors
     /// [`Error::ContextLength`] when `max_total` tokens could never be held, even by a sequence that runs alone.
-    pub fn submit(&mut self, num_tokens: usize, max_total: usize) -> Result<SeqId> {
+    pub fn submit(
+        &mut self,
+        num_tokens: usize,
+        max_total: usize,
+        class: Class,
+        space: Option<PrefixSpace>,
+    ) -> Result<SeqId> {
         let context_tokens = self.capacity.max_sequence_tokens();
         if num_tokens == 0 {
             return Err(Error::InvalidRequest { param: "prompt", message: "has no tokens".into() });
@@ -119,28 +133,31 @@ impl State {
         }
         let id = SeqId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence { id, num_computed: 0, num_tokens, table: BlockTable::default() });
+        self.waiting.push(Sequence::new(id, num_tokens, class, space));
         Ok(id)
     }
 
     /// Chooses the next step's work and takes the blocks for it. After the step, call [`advance`](Self::advance), then
     /// for each piece with an output either [`append`](Self::append) or [`remove`](Self::remove).
     ///
-    /// The plan is empty only if no sequence is left. The oldest sequence always makes progress: it takes blocks from
-    /// the youngest ones, and alone it fits, as [`submit`](Self::submit) made sure.
-    pub fn schedule(&mut self, plan: &mut StepPlan) {
+    /// The plan is empty only if no sequence is left. The first of the running sequences always makes progress: it takes
+    /// blocks from the last ones, and alone it fits, as [`submit`](Self::submit) made sure.
+    pub fn schedule(&mut self, plan: &mut StepPlan, tokens: &dyn TokenSource) {
         plan.pieces.clear();
         plan.preempted.clear();
+        plan.admitted.clear();
         let mut budget = self.capacity.max_step_tokens;
 
         let mut index = 0;
-        while index < self.running.len() && budget > 0 {
+        while index < self.running.len() {
+            // No more sequences run than a step has tokens: each can have one, whatever prompts there are before it.
+            let for_later = self.running.len() - index - 1;
             let seq = &self.running[index];
-            let len = (seq.num_tokens - seq.num_computed).min(budget);
-            // Without blocks, the youngest keeps what it has and sits this step out: recomputing it would cost more
-            // than waiting for an older one to end, and an older one that needs its blocks takes them.
+            let len = (seq.num_tokens - seq.num_computed).min(budget - for_later);
+            // Without blocks, the last one keeps what it has and sits this step out: recomputing it would cost more than
+            // waiting for another one to end, and one that ranks higher takes its blocks if it needs them.
             if len > 0 && self.secure(index, len, plan) {
-                plan.pieces.push(piece(&self.running[index], len));
+                plan.pieces.push(self.running[index].piece(len));
                 budget -= len;
             }
             index += 1;
@@ -148,11 +165,11 @@ impl State {
 
         // Blocks that were just taken from a sequence would go straight back to it.
         if plan.preempted.is_empty() {
-            self.admit(budget, plan);
+            self.admit(budget, plan, tokens);
         }
     }
 
-    /// Makes room for the next `len` tokens of a running sequence, at the cost of younger ones.
+    /// Makes room for the next `len` tokens of a running sequence, at the cost of those that rank lower.
     fn secure(&mut self, index: usize, len: usize, plan: &mut StepPlan) -> bool {
         loop {
             let seq = &mut self.running[index];
@@ -162,68 +179,104 @@ impl State {
             if index + 1 == self.running.len() {
                 return false;
             }
-            // Younger ones come later in this step, so the victim has no piece in the plan yet.
+            // Lower ranks come later in this step, so the victim has no piece in the plan yet.
             if let Some(mut victim) = self.running.pop() {
                 victim.table.clear(&mut self.pool);
                 victim.num_computed = 0;
                 plan.preempted.push(victim.id);
-                self.waiting.push_front(victim);
+                self.waiting.resume(victim);
             }
         }
     }
 
-    fn admit(&mut self, mut budget: usize, plan: &mut StepPlan) {
+    fn admit(&mut self, mut budget: usize, plan: &mut StepPlan, tokens: &dyn TokenSource) {
         while budget > 0 && self.running.len() < self.capacity.max_running {
-            let Some(seq) = self.waiting.front_mut() else { return };
+            let Some(next) = self.waiting.front() else { return };
+            let prefix = self.find(next, tokens);
             // Room for all known tokens at once: two half-computed prompts can't starve each other of blocks. One more
             // block for each running sequence keeps it from being preempted again by the next few tokens of the others.
-            let wanted = BlockPool::blocks_for(seq.num_tokens) + self.running.len();
-            if wanted > self.pool.num_free() || seq.table.reserve(seq.num_tokens, &mut self.pool).is_err() {
+            let wanted = self.pool.needed(next.num_tokens, &prefix) + self.running.len();
+            if wanted > self.pool.num_free() {
                 return;
             }
-            let len = seq.num_tokens.min(budget);
-            plan.pieces.push(piece(seq, len));
+            let Some(mut seq) = self.waiting.pop() else { return };
+            seq.table = BlockTable::with_prefix(&prefix, &mut self.pool);
+            seq.num_computed = prefix.num_tokens();
+            if seq.table.reserve(seq.num_tokens, &mut self.pool).is_err() {
+                // Can't be: they were counted above. But a sequence must not get lost over it.
+                seq.table.clear(&mut self.pool);
+                seq.num_computed = 0;
+                self.waiting.resume(seq);
+                return;
+            }
+            let len = (seq.num_tokens - seq.num_computed).min(budget);
+            plan.pieces.push(seq.piece(len));
+            plan.admitted.push(Admission { id: seq.id, cached_tokens: seq.num_computed, miss: prefix.miss });
             budget -= len;
-            self.running.extend(self.waiting.pop_front());
+            self.run(seq);
         }
     }
 
-    /// Notes that the plan's pieces were computed.
-    pub fn advance(&mut self, plan: &StepPlan) {
+    /// The cached part of a waiting sequence. The last token is always computed: its row is wanted.
+    fn find(&self, seq: &Sequence, tokens: &dyn TokenSource) -> Prefix {
+        match (seq.space, tokens.tokens(seq.id).get(..seq.num_tokens - 1)) {
+            (Some(space), Some(tokens)) => self.pool.find(space, tokens),
+            _ => Prefix::none(PrefixMiss::Disabled),
+        }
+    }
+
+    fn run(&mut self, mut seq: Sequence) {
+        seq.admission = self.num_admissions;
+        self.num_admissions += 1;
+        let place = self.running.partition_point(|other| other.rank() < seq.rank());
+        self.running.insert(place, seq);
+    }
+
+    /// Notes that the plan's pieces were computed, and caches the blocks that they filled.
+    pub fn advance(&mut self, plan: &StepPlan, tokens: &dyn TokenSource) {
         for piece in &plan.pieces {
-            if let Ok(index) = self.running.binary_search_by_key(&piece.id, |seq| seq.id) {
-                self.running[index].num_computed = piece.start + piece.len;
+            let Some(index) = self.position(piece.id) else { continue };
+            let seq = &mut self.running[index];
+            seq.num_computed = piece.start + piece.len;
+            if let (Some(space), Some(tokens)) = (seq.space, tokens.tokens(seq.id).get(..seq.num_computed)) {
+                seq.table.cache(space, tokens, &mut self.pool);
             }
         }
     }
 
     /// Adds a token to a running sequence: the one that was sampled after its last.
     pub fn append(&mut self, id: SeqId) {
-        if let Ok(index) = self.running.binary_search_by_key(&id, |seq| seq.id) {
+        if let Some(index) = self.position(id) {
             self.running[index].num_tokens += 1;
         }
     }
 
     /// Ends a sequence, wherever it is, and frees its blocks at once. Unknown ids are ignored.
     pub fn remove(&mut self, id: SeqId) {
-        if let Ok(index) = self.running.binary_search_by_key(&id, |seq| seq.id) {
-            self.running.remove(index).table.clear(&mut self.pool);
-        } else if let Ok(index) = self.waiting.binary_search_by_key(&id, |seq| seq.id) {
-            self.waiting.remove(index);
+        match self.position(id) {
+            Some(index) => self.running.remove(index).table.clear(&mut self.pool),
+            None => drop(self.waiting.remove(id)),
         }
+    }
+
+    /// Where a running sequence is. They are few, and sorted by another thing than the id.
+    fn position(&self, id: SeqId) -> Option<usize> {
+        self.running.iter().position(|seq| seq.id == id)
     }
 
     /// Block table of a running sequence; empty for others.
     pub fn blocks(&self, id: SeqId) -> &[u32] {
-        match self.running.binary_search_by_key(&id, |seq| seq.id) {
-            Ok(index) => self.running[index].table.blocks(),
-            Err(_) => &[],
-        }
+        self.position(id).map_or(&[], |index| self.running[index].table.blocks())
     }
 
     /// No sequence is left.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Sequences with blocks, in the order of their rank.
+    pub fn running(&self) -> impl Iterator<Item = SeqId> {
+        self.running.iter().map(|seq| seq.id)
     }
 
     /// Sequences with blocks.
@@ -236,9 +289,14 @@ impl State {
         self.waiting.len()
     }
 
-    /// Free blocks.
+    /// Blocks that nobody owns, cached ones included.
     pub fn num_free_blocks(&self) -> usize {
         self.pool.num_free()
+    }
+
+    /// Blocks that nobody owns and that hold a cached prefix.
+    pub fn num_cached_blocks(&self) -> usize {
+        self.pool.num_idle()
     }
 
     /// What it hands out.
@@ -251,27 +309,26 @@ impl State {
     /// # Errors
     /// Says which invariant is broken, for which sequence or block.
     pub fn check(&self) -> Result<(), String> {
-        self.pool.check(self.running.iter().chain(&self.waiting).map(|seq| &seq.table))?;
-        let ids: Vec<SeqId> = self.running.iter().chain(&self.waiting).map(|seq| seq.id).collect();
-        if !ids.is_sorted_by(|a, b| a < b) {
-            return Err(format!("sequences are out of order: {ids:?}"));
+        self.pool.check(self.running.iter().chain(self.waiting.iter()).map(|seq| &seq.table))?;
+        if !self.running.is_sorted_by(|a, b| a.rank() < b.rank()) {
+            return Err("running sequences are out of order".into());
+        }
+        if self.running.len() > self.capacity.max_running {
+            return Err(format!("{} sequences run", self.running.len()));
         }
         for seq in &self.running {
             if seq.table.blocks().len() * BLOCK_TOKENS < seq.num_computed {
                 return Err(format!("sequence {:?} has more computed tokens than room", seq.id));
             }
         }
-        for seq in &self.waiting {
+        for seq in self.waiting.iter() {
             if seq.num_computed != 0 || !seq.table.blocks().is_empty() {
                 return Err(format!("sequence {:?} waits with blocks or computed tokens", seq.id));
             }
         }
+        if self.waiting.iter().count() != self.waiting.len() {
+            return Err(format!("{} sequences wait, counted as {}", self.waiting.iter().count(), self.waiting.len()));
+        }
         Ok(())
     }
-}
-
-fn piece(seq: &Sequence, len: usize) -> Piece {
-    let end = seq.num_computed + len;
-    let output = if end == seq.num_tokens { OutputRows::Last } else { OutputRows::None };
-    Piece { id: seq.id, start: seq.num_computed, len, num_tokens: seq.num_tokens, output }
 }

@@ -7,18 +7,41 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Error;
 use crate::exec::OutputRows;
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, PrefixMiss, PrefixSpace};
+
+const SPACE: Option<PrefixSpace> = Some(PrefixSpace(0));
+
+/// The tokens of each sequence, for tests that use the cache.
+#[derive(Default)]
+struct Texts(HashMap<SeqId, Vec<u32>>);
+
+impl TokenSource for Texts {
+    fn tokens(&self, id: SeqId) -> &[u32] {
+        self.0.get(&id).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A sequence without cache, of the one client there is.
+fn submit(state: &mut State, num_tokens: usize, max_total: usize) -> crate::Result<SeqId> {
+    state.submit(num_tokens, max_total, Class::default(), None)
+}
 
 fn state(max_step_tokens: usize, max_running: usize, num_blocks: usize) -> State {
     State::new(Capacity { max_step_tokens, max_running, num_blocks, max_context: 4096 })
 }
 
 fn step(state: &mut State) -> StepPlan {
+    step_of(state, &mut Texts::default())
+}
+
+/// Every token that is sampled is a 7.
+fn step_of(state: &mut State, texts: &mut Texts) -> StepPlan {
     let mut plan = StepPlan::default();
-    state.schedule(&mut plan);
-    state.advance(&plan);
+    state.schedule(&mut plan, texts);
+    state.advance(&plan, texts);
     for piece in &plan.pieces {
         if piece.output == OutputRows::Last {
+            texts.0.entry(piece.id).or_default().push(7);
             state.append(piece.id);
         }
     }
@@ -33,12 +56,12 @@ fn shape(plan: &StepPlan) -> Vec<(u64, usize, usize, OutputRows)> {
 #[test]
 fn prompts_are_chunked_and_decodes_ride_along() {
     let mut state = state(16, 4, 100);
-    state.submit(3, 100).unwrap();
-    state.submit(40, 100).unwrap();
+    submit(&mut state, 3, 100).unwrap();
+    submit(&mut state, 40, 100).unwrap();
     use OutputRows::{Last, None};
     assert_eq!(shape(&step(&mut state)), [(0, 0, 3, Last), (1, 0, 13, None)]);
     assert_eq!(shape(&step(&mut state)), [(0, 3, 1, Last), (1, 13, 15, None)]);
-    state.submit(5, 100).unwrap();
+    submit(&mut state, 5, 100).unwrap();
     assert_eq!(shape(&step(&mut state)), [(0, 4, 1, Last), (1, 28, 12, Last), (2, 0, 3, None)]);
     assert_eq!(shape(&step(&mut state)), [(0, 5, 1, Last), (1, 40, 1, Last), (2, 3, 2, Last)]);
 }
@@ -46,9 +69,9 @@ fn prompts_are_chunked_and_decodes_ride_along() {
 #[test]
 fn admission_is_first_come_first_served_by_free_blocks() {
     let mut state = state(512, 8, 4);
-    state.submit(2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS).unwrap();
-    state.submit(2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS).unwrap();
-    state.submit(1, 2).unwrap();
+    submit(&mut state, 2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS).unwrap();
+    submit(&mut state, 2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS).unwrap();
+    submit(&mut state, 1, 2).unwrap();
     let plan = step(&mut state);
     assert_eq!(plan.pieces.len(), 1, "the second needs two blocks and one to spare; the third must not overtake it");
     state.remove(SeqId(0));
@@ -60,8 +83,8 @@ fn admission_is_first_come_first_served_by_free_blocks() {
 fn the_youngest_is_preempted_and_computed_again() {
     // Both prompts fill their blocks to the last token; one block to spare.
     let mut state = state(512, 8, 4);
-    state.submit(BLOCK_TOKENS, 4 * BLOCK_TOKENS).unwrap();
-    state.submit(BLOCK_TOKENS, 4 * BLOCK_TOKENS).unwrap();
+    submit(&mut state, BLOCK_TOKENS, 4 * BLOCK_TOKENS).unwrap();
+    submit(&mut state, BLOCK_TOKENS, 4 * BLOCK_TOKENS).unwrap();
     let mut preempted = Vec::new();
     for _ in 0..2 * BLOCK_TOKENS + 1 {
         preempted.extend(step(&mut state).preempted);
@@ -79,49 +102,193 @@ fn the_youngest_is_preempted_and_computed_again() {
 #[test]
 fn what_can_never_fit_is_refused() {
     let mut state = state(512, 8, 2);
-    let error = state.submit(10, 2 * BLOCK_TOKENS + 1).unwrap_err();
+    let error = submit(&mut state, 10, 2 * BLOCK_TOKENS + 1).unwrap_err();
     assert!(
         matches!(error, Error::ContextLength { prompt_tokens: 10, max_tokens: 55, context_tokens: 64 }),
         "{error:?}"
     );
-    assert!(matches!(state.submit(0, 1), Err(Error::InvalidRequest { param: "prompt", .. })));
-    assert!(state.submit(10, 2 * BLOCK_TOKENS).is_ok());
+    assert!(matches!(submit(&mut state, 0, 1), Err(Error::InvalidRequest { param: "prompt", .. })));
+    assert!(submit(&mut state, 10, 2 * BLOCK_TOKENS).is_ok());
 }
 
 #[test]
 fn no_more_sequences_run_than_a_step_has_tokens() {
     let mut state = state(3, 100, 100);
     for _ in 0..5 {
-        state.submit(1, 100).unwrap();
+        submit(&mut state, 1, 100).unwrap();
     }
     for _ in 0..4 {
         assert_eq!(step(&mut state).num_tokens(), 3);
     }
 }
 
+#[test]
+fn a_prompt_before_them_leaves_every_running_sequence_its_token() {
+    let mut state = state(8, 8, 100);
+    let urgent = Class { priority: -1, client: 0 };
+    for _ in 0..3 {
+        submit(&mut state, 1, 100).unwrap();
+    }
+    step(&mut state);
+    state.submit(40, 100, urgent, None).unwrap();
+    step(&mut state);
+    let (none, last) = (OutputRows::None, OutputRows::Last);
+    assert_eq!(shape(&step(&mut state)), [(3, 5, 5, none), (0, 2, 1, last), (1, 2, 1, last), (2, 2, 1, last)]);
+}
+
+#[test]
+fn of_unequal_ones_the_less_urgent_gives_way() {
+    let mut state = state(512, 8, 4);
+    let class = |priority| Class { priority, client: 0 };
+    for priority in [1, 0] {
+        state.submit(BLOCK_TOKENS, 4 * BLOCK_TOKENS, class(priority), None).unwrap();
+    }
+    let mut preempted = Vec::new();
+    for _ in 0..2 * BLOCK_TOKENS + 1 {
+        preempted.extend(step(&mut state).preempted);
+    }
+    assert_eq!(preempted, [SeqId(0)], "it came first, but is less urgent");
+}
+
+/// Admissions of a step: id, cached tokens, why not more.
+fn admitted(plan: &StepPlan) -> Vec<(u64, usize, Option<PrefixMiss>)> {
+    plan.admitted.iter().map(|admission| (admission.id.0, admission.cached_tokens, admission.miss)).collect()
+}
+
+#[test]
+fn a_growing_chat_computes_only_its_new_turn() {
+    let (mut state, mut texts) = (state(512, 8, 100), Texts::default());
+    let mut history: Vec<u32> = (0..100).collect();
+    let mut cached = Vec::new();
+    for turn in 0..4 {
+        let id = state.submit(history.len(), 3000, Class::default(), SPACE).unwrap();
+        texts.0.insert(id, history.clone());
+        let plan = step_of(&mut state, &mut texts);
+        cached.push(plan.admitted[0].cached_tokens);
+        for _ in 0..50 {
+            step_of(&mut state, &mut texts);
+        }
+        // The last token was sampled but never computed.
+        assert_eq!(plan.pieces[0].len, history.len() - cached[turn]);
+        state.remove(id);
+        history = texts.0.remove(&id).unwrap();
+        history.extend([turn as u32; 9]);
+    }
+    // 100 + 51 tokens, of which 150 are computed; then 9 new ones and 51 answers a turn.
+    assert_eq!(cached, [0, 128, 192, 256]);
+    assert_eq!(state.num_free_blocks(), 100);
+}
+
+#[test]
+fn a_lookup_says_why_it_found_no_more() {
+    let (mut state, mut texts) = (state(512, 8, 5), Texts::default());
+    let mut ask = |text: Vec<u32>, space: Option<PrefixSpace>| {
+        let id = state.submit(text.len(), text.len() + 1, Class::default(), space).unwrap();
+        texts.0.insert(id, text);
+        let plan = step_of(&mut state, &mut texts);
+        state.remove(id);
+        let [(_, cached, miss)] = admitted(&plan)[..] else { panic!("{plan:?}") };
+        (cached, miss)
+    };
+    let text: Vec<u32> = (0..128).collect();
+    assert_eq!(ask(text[..32].to_vec(), SPACE), (0, Some(PrefixMiss::TooShort)), "the last token is always computed");
+    assert_eq!(ask(text[..40].to_vec(), None), (0, Some(PrefixMiss::Disabled)));
+    assert_eq!(ask(text.clone(), SPACE), (32, Some(PrefixMiss::NoMatch)));
+    assert_eq!(ask(text.clone(), SPACE), (96, None));
+    assert_eq!(ask(vec![5; 70], None), (0, Some(PrefixMiss::Disabled)), "it takes three blocks");
+    assert_eq!(ask(text.clone(), SPACE), (64, Some(PrefixMiss::Evicted)));
+}
+
+#[test]
+fn a_cached_prefix_lets_more_in() {
+    let (mut state, mut texts) = (state(512, 8, 7), Texts::default());
+    let text: Vec<u32> = (0..128).collect();
+    let submit = |state: &mut State, texts: &mut Texts| {
+        let id = state.submit(text.len(), 150, Class::default(), SPACE).unwrap();
+        texts.0.insert(id, text.clone());
+    };
+    submit(&mut state, &mut texts);
+    step_of(&mut state, &mut texts);
+    submit(&mut state, &mut texts);
+    let plan = step_of(&mut state, &mut texts);
+    assert_eq!(admitted(&plan), [(1, 96, None)], "four blocks aren't free, but three are shared");
+}
+
 #[derive(Debug, Clone)]
 struct Request {
     /// Steps before it is submitted.
     arrives: usize,
+    /// Of a few texts that begin alike.
+    text: u32,
     prompt: usize,
     generates: usize,
     /// Steps after its arrival at which its client goes away.
     leaves: Option<usize>,
+    class: Class,
+    space: Option<PrefixSpace>,
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    (0..30_usize, 1..150_usize, 1..80_usize, prop::option::weighted(0.2, 0..60_usize))
-        .prop_map(|(arrives, prompt, generates, leaves)| Request { arrives, prompt, generates, leaves })
+    let class = (prop::sample::select(vec![0, 0, 0, 1]), 0..3_u64);
+    let space = prop::sample::select(vec![SPACE, SPACE, SPACE, Some(PrefixSpace(1)), None]);
+    let leaves = prop::option::weighted(0.2, 0..60_usize);
+    (0..30_usize, 0..4_u32, 1..150_usize, 1..80_usize, leaves, class, space).prop_map(
+        |(arrives, text, prompt, generates, leaves, (priority, client), space)| {
+            let class = Class { priority, client };
+            Request { arrives, text, prompt, generates, leaves, class, space }
+        },
+    )
+}
+
+/// Token `position` of a text: all texts begin alike, text `n` goes its own way after `40 · n` tokens.
+fn token(text: u32, position: usize) -> u32 {
+    let common = 40 * text as usize;
+    if position < common { position as u32 } else { 1000 * (text + 1) + position as u32 }
 }
 
 /// What a correct executor and engine would see of one sequence.
 struct Seen {
-    prompt: usize,
-    generates: usize,
+    request: Request,
     generated: usize,
     computed: usize,
     leaves_at: Option<usize>,
     first_step: Option<usize>,
+}
+
+/// What an executor's cache holds: for each slot the whole text up to it, as a hash, and the space it was written in.
+struct Cache(Vec<Option<(u64, Option<PrefixSpace>)>>);
+
+impl Cache {
+    fn hash(tokens: &[u32]) -> u64 {
+        tokens
+            .iter()
+            .fold(1, |hash: u64, &token| (hash ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+    }
+
+    fn slot(blocks: &[u32], position: usize) -> usize {
+        blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
+    }
+
+    /// Computes a piece: what lies before it must be this very text.
+    fn compute(
+        &mut self,
+        piece: &Piece,
+        blocks: &[u32],
+        text: &[u32],
+        space: Option<PrefixSpace>,
+    ) -> Result<(), String> {
+        for position in 0..piece.start {
+            let found = self.0[Self::slot(blocks, position)];
+            let expected = Some((Self::hash(&text[..=position]), space));
+            if found != expected {
+                return Err(format!("{:?} finds something else at position {position} of {}", piece.id, piece.start));
+            }
+        }
+        for position in piece.start..piece.start + piece.len {
+            self.0[Self::slot(blocks, position)] = Some((Self::hash(&text[..=position]), space));
+        }
+        Ok(())
+    }
 }
 
 proptest! {
@@ -135,8 +302,10 @@ proptest! {
     ) {
         let mut state = state(max_step_tokens, max_running, num_blocks);
         let mut plan = StepPlan::default();
+        let mut texts = Texts::default();
+        let mut cache = Cache(vec![None; num_blocks * BLOCK_TOKENS]);
         let mut seen: HashMap<SeqId, Seen> = HashMap::new();
-        let mut first_steps: Vec<(SeqId, usize)> = Vec::new();
+        let mut first_steps: HashMap<(i32, u64), Vec<SeqId>> = HashMap::new();
         requests.sort_by_key(|request| request.arrives);
         let mut pending = requests.clone().into_iter().peekable();
         // Alone, one after the other, with every preemption recomputing everything, it would take less than this.
@@ -147,17 +316,12 @@ proptest! {
             prop_assert!(now < bound, "no end after {now} steps");
             while let Some(request) = pending.next_if(|request| request.arrives <= now) {
                 let total = request.prompt + request.generates;
-                match state.submit(request.prompt, total) {
+                match state.submit(request.prompt, total, request.class, request.space) {
                     Ok(id) => {
                         prop_assert!(total <= num_blocks * BLOCK_TOKENS);
-                        seen.insert(id, Seen {
-                            prompt: request.prompt,
-                            generates: request.generates,
-                            generated: 0,
-                            computed: 0,
-                            leaves_at: request.leaves.map(|after| now + after),
-                            first_step: None,
-                        });
+                        texts.0.insert(id, (0..request.prompt).map(|i| token(request.text, i)).collect());
+                        let leaves_at = request.leaves.map(|after| now + after);
+                        seen.insert(id, Seen { request, generated: 0, computed: 0, leaves_at, first_step: None });
                     }
                     Err(_) => prop_assert!(total > num_blocks * BLOCK_TOKENS),
                 }
@@ -165,43 +329,57 @@ proptest! {
             let gone: Vec<SeqId> = seen.iter().filter(|(_, s)| s.leaves_at == Some(now)).map(|(&id, _)| id).collect();
             for id in gone {
                 seen.remove(&id);
+                texts.0.remove(&id);
                 state.remove(id);
             }
             prop_assert_eq!(state.check(), Ok(()));
 
-            state.schedule(&mut plan);
+            let first = state.running().next();
+            state.schedule(&mut plan, &texts);
             prop_assert_eq!(state.check(), Ok(()));
             prop_assert!(plan.num_tokens() <= max_step_tokens);
             prop_assert!(plan.pieces.len() <= max_running);
             prop_assert_eq!(plan.pieces.is_empty(), state.is_idle(), "a step without work while someone waits");
-            let oldest = seen.keys().min().copied();
-            prop_assert_eq!(plan.pieces.first().map(|piece| piece.id), oldest, "the oldest makes progress");
+            prop_assert!(
+                first.is_none() || plan.pieces.first().map(|piece| piece.id) == first,
+                "the first of the running ones makes progress"
+            );
             for id in &plan.preempted {
-                prop_assert!(Some(*id) != oldest);
-                prop_assert!(plan.pieces.iter().all(|piece| piece.id < *id), "only the youngest are preempted");
+                prop_assert!(plan.pieces.iter().all(|piece| piece.id != *id));
                 seen.get_mut(id).unwrap().computed = 0;
+            }
+            for admission in &plan.admitted {
+                let s = seen.get_mut(&admission.id).unwrap();
+                prop_assert_eq!(s.computed, 0);
+                prop_assert!(admission.cached_tokens == 0 || s.request.space.is_some());
+                s.computed = admission.cached_tokens;
             }
             for piece in &plan.pieces {
                 let s = seen.get_mut(&piece.id).unwrap();
                 prop_assert_eq!(piece.start, s.computed, "no token is skipped or computed twice");
-                prop_assert_eq!(piece.num_tokens, s.prompt + s.generated);
+                prop_assert_eq!(piece.num_tokens, s.request.prompt + s.generated);
                 prop_assert!(piece.len >= 1 && piece.start + piece.len <= piece.num_tokens);
-                prop_assert!(state.blocks(piece.id).len() * BLOCK_TOKENS >= piece.start + piece.len);
                 if s.first_step.replace(now).is_none() {
-                    first_steps.push((piece.id, now));
+                    first_steps.entry((s.request.class.priority, s.request.class.client)).or_default().push(piece.id);
                 }
                 s.computed += piece.len;
                 prop_assert_eq!(piece.output == OutputRows::Last, s.computed == piece.num_tokens);
+                let computed = cache.compute(piece, state.blocks(piece.id), texts.tokens(piece.id), s.request.space);
+                prop_assert_eq!(computed, Ok(()));
             }
-            state.advance(&plan);
+            state.advance(&plan, &texts);
+            prop_assert_eq!(state.check(), Ok(()));
             for piece in &plan.pieces {
                 if piece.output == OutputRows::Last {
                     let s = seen.get_mut(&piece.id).unwrap();
                     s.generated += 1;
-                    if s.generated == s.generates {
+                    if s.generated == s.request.generates {
                         seen.remove(&piece.id);
+                        texts.0.remove(&piece.id);
                         state.remove(piece.id);
                     } else {
+                        let next = token(s.request.text, piece.num_tokens);
+                        texts.0.get_mut(&piece.id).unwrap().push(next);
                         state.append(piece.id);
                     }
                 }
@@ -210,6 +388,8 @@ proptest! {
         }
         prop_assert!(seen.is_empty());
         prop_assert_eq!(state.num_free_blocks(), num_blocks);
-        prop_assert!(first_steps.is_sorted(), "first come, first served: {:?}", first_steps);
+        for (client, order) in first_steps {
+            prop_assert!(order.is_sorted(), "{:?}: first come, first served: {:?}", client, order);
+        }
     }
 }

@@ -4,9 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use shimmy_runtime::engine::{EngineOptions, SamplingParams};
-use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvType};
+use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvSize, KvType};
 use shimmy_runtime::models::{self, Catalog, Discovered, LoadOptions, LoadedModel, default_roots};
 
 use super::failure::usage;
@@ -85,8 +86,12 @@ pub(super) struct ExecArgs {
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value_t)]
     pub(super) kv: KvArg,
-    /// Tokens that the KV cache holds over all conversations [default: one full context].
-    #[arg(long, value_name = "TOKENS")]
+    /// Memory for the KV cache of all conversations, such as 2GiB [default: several full contexts, if they fit into a
+    /// quarter of the memory].
+    #[arg(long, value_name = "SIZE")]
+    pub(super) kv_memory: Option<ByteSize>,
+    /// The same in tokens.
+    #[arg(long, value_name = "TOKENS", conflicts_with = "kv_memory")]
     pub(super) kv_tokens: Option<NonZeroUsize>,
     /// Most tokens in one step of the engine.
     #[arg(long, value_name = "TOKENS", default_value = "512")]
@@ -105,7 +110,11 @@ impl ExecArgs {
             },
             threads: self.threads.map(NonZeroUsize::get),
             max_context: self.ctx.map(NonZeroUsize::get),
-            kv_tokens: self.kv_tokens.map(NonZeroUsize::get),
+            kv_size: match (self.kv_memory, self.kv_tokens) {
+                (Some(size), _) => KvSize::Bytes(usize::try_from(size.as_u64()).unwrap_or(usize::MAX)),
+                (None, Some(tokens)) => KvSize::Tokens(tokens.get()),
+                (None, None) => KvSize::Auto,
+            },
             max_step_tokens: self.batch_tokens.map_or(defaults.max_step_tokens, NonZeroUsize::get),
             activations: match self.activations {
                 ActivationsArg::Q8 => Activations::Q8,

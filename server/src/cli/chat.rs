@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rustyline::error::ReadlineError;
 use serde_json::{Map, Value, json};
 use shimmy_runtime::Error;
-use shimmy_runtime::engine::{Event, GenerateRequest};
+use shimmy_runtime::engine::{Event, GenerateRequest, PromptCache};
 use shimmy_runtime::models::LoadedModel;
 use shimmy_runtime::models::discover::cache_folder;
 
@@ -160,6 +160,7 @@ async fn answer(
         stop_token_ids: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        prompt_cache: PromptCache::Use,
     };
     let listener = interrupt.listen();
     let mut generation = model.engine.submit(request).map_err(Failed::Turn)?;

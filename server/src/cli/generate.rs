@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read};
 
 use serde_json::{Map, json};
-use shimmy_runtime::engine::{Event, GenerateRequest};
+use shimmy_runtime::engine::{Event, GenerateRequest, PromptCache};
 use shimmy_runtime::models::LoadedModel;
 
 use super::args::{ExecArgs, RootArgs, SamplingArgs, find, load};
@@ -61,6 +61,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
         stop_token_ids: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        prompt_cache: PromptCache::Use,
     };
     let mut generation = model.engine.submit(request)?;
     let mut whole = String::new();

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web;
-use shimmy_runtime::engine::EngineOptions;
+use bytesize::ByteSize;
+use shimmy_runtime::engine::{EngineOptions, PrefixCache};
+use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::models::{self, Discovered, LoadOptions, Models};
 use tokio::sync::Notify;
 
@@ -36,6 +38,9 @@ pub(super) struct Args {
     /// Most requests that wait; more get 429.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().queue)]
     queue: usize,
+    /// Compute every prompt from its start, whatever of it was computed before.
+    #[arg(long)]
+    no_prefix_cache: bool,
     /// On SIGTERM and Ctrl-C: how long running answers may take to finish.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
@@ -84,12 +89,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 fn models(args: &Args, pinned: Option<Discovered>) -> Models {
     let exec = args.exec.options();
-    let engine = EngineOptions { queue: args.queue, ..EngineOptions::default() };
+    let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On };
+    let engine = EngineOptions { queue: args.queue, prefix_cache, ..EngineOptions::default() };
     Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
         let bar = Bar::new(model.bytes);
         let options =
             LoadOptions { exec: exec.clone(), engine, name: Some(model.name.clone()), progress: bar.watcher() };
-        models::load(&model.path, &options)
+        let loaded = models::load(&model.path, &options)?;
+        let held = loaded.engine.limits().num_kv_blocks * BLOCK_TOKENS;
+        eprintln!(
+            "{}: context {} tokens; KV cache {held} tokens, up to {}",
+            loaded.name,
+            loaded.engine.context_tokens(),
+            ByteSize(loaded.kv_bytes as u64),
+        );
+        Ok(loaded)
     })
 }
 

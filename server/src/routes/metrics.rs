@@ -107,6 +107,7 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
         ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use; 1 is all.", used),
         ("vllm:gpu_cache_usage_perc", "The older name of kv_cache_usage_perc, whatever the device.", used),
         ("shimmy_kv_blocks", "KV blocks.", total_blocks as f64),
+        ("shimmy_cached_blocks", "KV blocks that nobody uses and that hold a prefix.", stats.cached_blocks as f64),
     ] {
         families.gauge(name, help, &labels, value);
     }
@@ -122,6 +123,12 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
             "Generations that lost their KV blocks and were computed again.",
             stats.preemptions,
         ),
+        (
+            "vllm:prefix_cache_queries_total",
+            "Prompt tokens that were looked up in the prefix cache.",
+            stats.prefix_queries,
+        ),
+        ("vllm:prefix_cache_hits_total", "Prompt tokens that were found there.", stats.prefix_hits),
         ("shimmy_steps_total", "Steps of the engine.", stats.steps),
         ("shimmy_requests_cancelled_total", "Generations whose client went away.", stats.cancelled),
         ("shimmy_requests_failed_total", "Generations that failed.", stats.failed),

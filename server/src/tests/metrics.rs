@@ -130,6 +130,21 @@ fn known_requests_give_known_counts() {
 }
 
 #[test]
+fn prefix_hits_are_counted_in_tokens() {
+    let server = TestServer::start(endless());
+    let ask = |cache: bool| {
+        let request = json!({"model": MODEL, "prompt": "x".repeat(70), "max_tokens": 2, "cache_prompt": cache});
+        assert_eq!(post(server.address, "/v1/completions", &request).status, 200);
+    };
+    [true, true, false].into_iter().for_each(ask);
+    wait_for("the last step is counted", || server.stats().completed == 3);
+    let metrics = scrape(&server);
+    assert_eq!(metrics.model("vllm:prefix_cache_queries_total"), 140.0);
+    assert_eq!(metrics.model("vllm:prefix_cache_hits_total"), 64.0);
+    assert_eq!(metrics.model("shimmy_cached_blocks"), 2.0);
+}
+
+#[test]
 fn running_requests_and_those_that_go_away_are_seen() {
     let server = TestServer::start(endless());
     let request = json!({"model": MODEL, "prompt": "x".repeat(70), "max_tokens": 1500, "stream": true}).to_string();

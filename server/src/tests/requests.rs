@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 use shimmy_runtime::engine::EngineOptions;
+use shimmy_runtime::engine::testing::TestExecutor;
 
 use super::client::{get, open, post};
-use super::harness::{Brake, MAX_BODY, MODEL, TestServer, endless, spelling, tokens, wait_for};
+use super::harness::{Brake, MAX_BODY, MODEL, TestServer, VOCAB, endless, spelling, tokens, wait_for};
 
 const TEXT: &str = "Grüße, 世界! 🌍";
 
@@ -241,4 +242,23 @@ fn lists_answer_while_generations_run() {
     for stream in streams {
         assert_eq!(stream.join().unwrap().events().last(), Some(&"[DONE]"));
     }
+}
+
+#[test]
+fn usage_counts_cached_tokens_and_says_why_not_more() {
+    let executor = TestExecutor::continuing(|_| u32::from(b'a'), VOCAB, TestExecutor::LIMITS);
+    let server = TestServer::start(executor);
+    let ask = |prompt: &str, cache: bool| {
+        let request = json!({"model": MODEL, "prompt": prompt, "max_tokens": 2, "cache_prompt": cache});
+        let answer = post(server.address, "/v1/completions", &request).json();
+        let cached = &answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+        assert_eq!(&answer["timings"]["cache_n"], cached);
+        (cached.as_u64(), answer["timings"]["cache_miss"].as_str().map(str::to_owned))
+    };
+    let (long, short) = ("x".repeat(100), "x".repeat(20));
+    let miss = |why: &str| Some(why.to_owned());
+    assert_eq!(ask(&long, true), (Some(0), miss("no_match")));
+    assert_eq!(ask(&long, true), (Some(96), None));
+    assert_eq!(ask(&long, false), (Some(0), miss("disabled")));
+    assert_eq!(ask(&short, true), (Some(0), miss("too_short")));
 }

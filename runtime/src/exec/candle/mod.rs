@@ -19,7 +19,7 @@ use candle_nn::rotary_emb::{rope, rope_i};
 use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, SeqStep, StepBatch};
 use crate::exec::options::ExecOptions;
-use crate::exec::{Executor, Limits, StepOutput};
+use crate::exec::{Executor, Limits, PrefixReuse, StepOutput};
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle};
 use kv::{AttentionArgs, PagedKv};
@@ -301,6 +301,10 @@ impl Executor for CandleExecutor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn prefix_reuse(&self) -> PrefixReuse {
+        PrefixReuse::of(&self.plan)
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {

@@ -11,7 +11,7 @@ use shimmy_kernels::cpu::{CpuKernels, topology};
 use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, StepBatch};
 use crate::exec::options::{Activations, ExecOptions};
-use crate::exec::{Executor, Limits, StepOutput};
+use crate::exec::{Executor, Limits, PrefixReuse, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
@@ -30,6 +30,7 @@ struct Rope {
 pub struct CpuExecutor {
     program: Program,
     limits: Limits,
+    prefix_reuse: PrefixReuse,
     vocab_size: usize,
     width: usize,
     ropes: Vec<Rope>,
@@ -79,6 +80,7 @@ impl CpuExecutor {
         Ok(Self {
             program,
             limits,
+            prefix_reuse: PrefixReuse::of(plan),
             vocab_size: plan.vocab_size,
             width: plan.buffers[plan.output.0].width,
             ropes,
@@ -122,6 +124,10 @@ impl Executor for CpuExecutor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn prefix_reuse(&self) -> PrefixReuse {
+        self.prefix_reuse
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::json;
-use shimmy_runtime::engine::{GenerateRequest, SamplingParams};
+use shimmy_runtime::engine::{GenerateRequest, PromptCache, SamplingParams};
 
 use super::fields::Fields;
 use crate::error::ApiError;
@@ -32,6 +32,7 @@ pub struct Generation {
     stop: Vec<String>,
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
+    prompt_cache: PromptCache,
 }
 
 #[derive(Deserialize)]
@@ -81,6 +82,7 @@ impl Generation {
     /// 400 that names the field.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         refuse_other_samplers(fields)?;
+        let seed = seed(fields)?;
         let any = f32::INFINITY;
         Ok(Self {
             temperature: fields.take_in("temperature", 0.0, 100.0)?,
@@ -91,11 +93,17 @@ impl Generation {
             repeat_last_n: fields.take("repeat_last_n")?,
             presence_penalty: fields.take_in("presence_penalty", -2.0, 2.0)?,
             frequency_penalty: fields.take_in("frequency_penalty", -2.0, 2.0)?,
-            seed: seed(fields)?,
+            seed,
             logit_bias: logit_bias(fields)?,
             stop: stop(fields)?,
             stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            // A prompt from the cache is rounded in other places than one that is computed whole. Who names a seed wants
+            // the same answer again.
+            prompt_cache: match fields.take("cache_prompt")?.unwrap_or(seed.is_none()) {
+                true => PromptCache::Use,
+                false => PromptCache::Skip,
+            },
         })
     }
 
@@ -127,6 +135,7 @@ impl Generation {
             stop_token_ids: self.stop_token_ids,
             ignore_eos: self.ignore_eos,
             logprobs,
+            prompt_cache: self.prompt_cache,
         }
     }
 }
@@ -224,7 +233,7 @@ mod tests {
         let request = take(json!({
             "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 9,
             "presence_penalty": 0.2, "frequency_penalty": -0.3, "seed": 5, "logit_bias": {"11": -100, "3": 2.5},
-            "stop": ["a", "b"], "stop_token_ids": [4], "ignore_eos": true,
+            "stop": ["a", "b"], "stop_token_ids": [4], "ignore_eos": true, "cache_prompt": false,
         }))
         .unwrap();
         let expected = SamplingParams {
@@ -244,6 +253,7 @@ mod tests {
             (request.stop, request.stop_token_ids, request.ignore_eos),
             (vec!["a".into(), "b".into()], vec![4], true)
         );
+        assert_eq!(request.prompt_cache, PromptCache::Skip);
     }
 
     #[test]
@@ -253,6 +263,18 @@ mod tests {
         assert_eq!(take(json!({"top_k": -1})).unwrap().sampling.top_k, 0);
         assert_eq!(take(json!({"stop": "x"})).unwrap().stop, ["x"]);
         assert_eq!(take(json!({"seed": -1})).unwrap().sampling.seed, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_seed_asks_for_a_prompt_that_is_computed_whole() {
+        for (value, expected) in [
+            (json!({}), PromptCache::Use),
+            (json!({"cache_prompt": false}), PromptCache::Skip),
+            (json!({"seed": 1}), PromptCache::Skip),
+            (json!({"seed": 1, "cache_prompt": true}), PromptCache::Use),
+        ] {
+            assert_eq!(take(value.clone()).unwrap().prompt_cache, expected, "{value}");
+        }
     }
 
     #[test]

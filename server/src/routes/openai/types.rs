@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use shimmy_runtime::engine::{self, FinishReason};
+use shimmy_runtime::engine::{self, FinishReason, PrefixMiss};
 use shimmy_runtime::text::Tokenizer;
 
 /// What a generation ended with.
@@ -36,7 +36,7 @@ struct PromptTokensDetails {
 
 impl From<engine::Usage> for Usage {
     fn from(usage: engine::Usage) -> Self {
-        let engine::Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
+        let engine::Usage { prompt_tokens, cached_tokens, completion_tokens, .. } = usage;
         let total_tokens = prompt_tokens + completion_tokens;
         let prompt_tokens_details = PromptTokensDetails { cached_tokens };
         Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
@@ -47,6 +47,9 @@ impl From<engine::Usage> for Usage {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Timings {
     queue_ms: f64,
+    /// Prompt tokens from the cache, and why they aren't more.
+    cache_n: usize,
+    cache_miss: Option<&'static str>,
     prompt_n: usize,
     prompt_ms: f64,
     prompt_per_second: Option<f64>,
@@ -62,6 +65,8 @@ impl Timings {
         let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         Self {
             queue_ms: timings.queue_ms,
+            cache_n: usage.cached_tokens,
+            cache_miss: usage.cache_miss.map(cache_miss),
             prompt_n: computed,
             prompt_ms: timings.prompt_ms,
             prompt_per_second: rate(computed, timings.prompt_ms),
@@ -79,6 +84,16 @@ impl Timings {
     /// Prompt tokens a second.
     pub fn prompt_per_second(&self) -> Option<f64> {
         self.prompt_per_second
+    }
+}
+
+/// Why a prompt wasn't found in the cache, or not all of it.
+fn cache_miss(miss: PrefixMiss) -> &'static str {
+    match miss {
+        PrefixMiss::Disabled => "disabled",
+        PrefixMiss::TooShort => "too_short",
+        PrefixMiss::NoMatch => "no_match",
+        PrefixMiss::Evicted => "evicted",
     }
 }
 
@@ -236,7 +251,7 @@ mod tests {
 
     #[test]
     fn rates_count_what_was_computed() {
-        let usage = engine::Usage { prompt_tokens: 110, cached_tokens: 10, completion_tokens: 11 };
+        let usage = engine::Usage { prompt_tokens: 110, cached_tokens: 10, cache_miss: None, completion_tokens: 11 };
         let timings = engine::Timings { queue_ms: 1.0, prompt_ms: 50.0, predicted_ms: 100.0 };
         let timings = Timings::new(&timings, &usage);
         assert_eq!((timings.prompt_n, timings.prompt_per_second()), (100, Some(2000.0)));

@@ -1,0 +1,150 @@
+//! The prefix cache through the engine, on every golden language model and both executors: whoever shares a beginning,
+//! in whatever pieces, answers as if every prompt had been computed alone and from its start.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use shimmy_runtime::Error;
+use shimmy_runtime::engine::{
+    Answer, Engine, EngineOptions, GenerateRequest, PrefixCache, PrefixMiss, PromptCache, SamplingParams, Vocabulary,
+};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse};
+use shimmy_runtime::loader::ModelFile;
+use shimmy_runtime::plan::{OutputKind, Plan};
+
+use super::models::Golden;
+
+/// Two tokens this close in log-probability may change places when sums are made in another order. The steps that the
+/// engine makes differ in their numbers of rows, and with them the kernels.
+const UNDECIDED: f32 = 1e-3;
+const NUM_TOKENS: usize = 20;
+
+/// Ids without a text and without an end.
+struct Ids(usize);
+
+impl Vocabulary for Ids {
+    fn token_bytes(&self, _: u32) -> Cow<'_, [u8]> {
+        Cow::Borrowed(b"x")
+    }
+
+    fn end_of_generation(&self) -> &[u32] {
+        &[]
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0
+    }
+}
+
+fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_tokens: usize) -> Engine {
+    let options = ExecOptions {
+        backend,
+        threads: Some(2),
+        max_context: Some(256),
+        kv_size: KvSize::Tokens(1024),
+        max_step_tokens,
+        activations: Activations::F32,
+        kv_type: KvType::F32,
+    };
+    let executor = exec::build(plan, &options).unwrap();
+    let options = EngineOptions { prefix_cache, ..EngineOptions::default() };
+    Engine::start("golden", executor, Arc::new(Ids(plan.vocab_size)), options).unwrap()
+}
+
+fn request(prompt: &[u32]) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        max_tokens: Some(NUM_TOKENS),
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop: vec![],
+        stop_token_ids: vec![],
+        ignore_eos: true,
+        logprobs: Some(2),
+        prompt_cache: PromptCache::Use,
+    }
+}
+
+/// Compares two answers token by token, up to a place where the first was undecided. Says what differs.
+fn differs(expected: &Answer, got: &Answer) -> Option<String> {
+    for (index, ((token, top), (other, _))) in expected.logprobs.iter().zip(&got.logprobs).enumerate() {
+        if token.id != other.id {
+            let margin = top[0].logprob - top[1].logprob;
+            return (margin > UNDECIDED).then(|| format!("token {index} is {} instead of {}", other.id, token.id));
+        }
+        if (token.logprob - other.logprob).abs() > UNDECIDED {
+            return Some(format!("token {index} has log-probability {} instead of {}", other.logprob, token.logprob));
+        }
+    }
+    (expected.logprobs.len() != got.logprobs.len()).then(|| "it has another length".to_owned())
+}
+
+fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
+    let text = [&golden.tokens[..], &golden.greedy, &golden.tokens].concat();
+    let mut other = text.clone();
+    other[40] = (other[40] + 1) % plan.vocab_size as u32;
+    // Around the edges of blocks, and one that goes its own way inside the second block.
+    let mut prompts: Vec<&[u32]> = [1, 31, 32, 33, 50, 64, 65, text.len()].iter().map(|&len| &text[..len]).collect();
+    prompts.push(&other[..90]);
+
+    let alone = start(plan, backend, PrefixCache::Off, 256);
+    let expected: Vec<Answer> =
+        prompts.iter().map(|prompt| alone.generate_blocking(request(prompt)).unwrap()).collect();
+    let reuse = PrefixReuse::of(plan);
+    for max_step_tokens in [7, 40] {
+        let engine = start(plan, backend, PrefixCache::On, max_step_tokens);
+        // The first round finds what the others of it have left by then, the second what the first has left.
+        for round in 0..2 {
+            let generations: Vec<_> = prompts.iter().map(|prompt| engine.submit(request(prompt)).unwrap()).collect();
+            for ((generation, expected), prompt) in generations.into_iter().zip(&expected).zip(&prompts) {
+                let got = generation.collect_blocking().unwrap();
+                if let Some(what) = differs(expected, &got) {
+                    return Err(format!("prompt of {}, {max_step_tokens} a step, round {round}: {what}", prompt.len()));
+                }
+                let cached = (got.usage.cached_tokens, got.usage.cache_miss);
+                let found = (prompt.len() - 1) / 32 * 32;
+                let wanted = match reuse {
+                    PrefixReuse::DependsOnLength => (0, Some(PrefixMiss::Disabled)),
+                    PrefixReuse::Exact => (found, (found == 0).then_some(PrefixMiss::TooShort)),
+                };
+                if round == 1 && cached != wanted {
+                    return Err(format!("prompt of {}: {cached:?} instead of {wanted:?}", prompt.len()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn prefix_hits_never_change_an_answer() {
+    let Some(goldens) = crate::support::goldens() else { return };
+    let mut folders: Vec<PathBuf> =
+        std::fs::read_dir(goldens.join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.is_dir());
+    folders.sort();
+    let (mut failures, mut num_run) = (Vec::new(), 0);
+    for folder in &folders {
+        let meta: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
+        if meta["kind"] != "lm" {
+            continue;
+        }
+        let file = ModelFile::open(folder).unwrap();
+        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
+            Ok((_, plan)) => plan,
+            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => continue,
+            Err(error) => panic!("{}: {error}", folder.display()),
+        };
+        let golden = Golden::read(&folder.join("golden.safetensors"));
+        for backend in [Backend::Cpu, Backend::Candle] {
+            if let Err(what) = check(&plan, backend, &golden) {
+                failures.push(format!("{} on {backend:?}: {what}", folder.display()));
+            }
+            num_run += 1;
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(num_run >= 2, "no language model in {} could be run", goldens.display());
+    println!("{num_run} models and executors");
+}
