@@ -169,6 +169,11 @@ impl From<&Error> for ApiError {
             | Error::TensorShape { .. }
             | Error::Candle(_)
             | Error::Kernel(_) => Self::server(message),
+            Error::DeadlineExceeded { .. } => Self {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                retry_after: None,
+                ..Self::unavailable(message, "deadline_exceeded")
+            },
             Error::OutOfMemory(_) => Self::unavailable(message, "out_of_memory"),
             Error::EngineStopped(_) | Error::BadLogits(_) => Self::server(message),
         }

@@ -9,6 +9,7 @@
     reason = "a test says what it expects by panicking"
 )]
 
+mod deterministic;
 mod kv;
 mod models;
 mod prefix;

@@ -2,12 +2,13 @@
 //! in whatever pieces, answers as if every prompt had been computed alone and from its start.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
-    Answer, Engine, EngineOptions, GenerateRequest, PrefixCache, PrefixMiss, PromptCache, SamplingParams, Vocabulary,
+    Answer, Engine, EngineOptions, GenerateRequest, PrefixCache, PrefixMiss, SamplingParams, Vocabulary,
 };
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse};
 use shimmy_runtime::loader::ModelFile;
@@ -21,7 +22,7 @@ const UNDECIDED: f32 = 1e-3;
 const NUM_TOKENS: usize = 20;
 
 /// Ids without a text and without an end.
-struct Ids(usize);
+pub(crate) struct Ids(pub(crate) usize);
 
 impl Vocabulary for Ids {
     fn token_bytes(&self, _: u32) -> Cow<'_, [u8]> {
@@ -54,14 +55,11 @@ fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_toke
 
 fn request(prompt: &[u32]) -> GenerateRequest {
     GenerateRequest {
-        prompt: prompt.to_vec(),
         max_tokens: Some(NUM_TOKENS),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        stop: vec![],
-        stop_token_ids: vec![],
         ignore_eos: true,
         logprobs: Some(2),
-        prompt_cache: PromptCache::Use,
+        ..GenerateRequest::new(prompt.to_vec())
     }
 }
 
@@ -96,6 +94,13 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
         // The first round finds what the others of it have left by then, the second what the first has left.
         for round in 0..2 {
             let generations: Vec<_> = prompts.iter().map(|prompt| engine.submit(request(prompt)).unwrap()).collect();
+            // Three answers to one prompt: the block that it begins is copied.
+            let forked = engine.submit_group(request(prompts[4]), NonZeroUsize::new(3).unwrap()).unwrap();
+            for generation in forked.into_members() {
+                if let Some(what) = differs(&expected[4], &generation.collect_blocking().unwrap()) {
+                    return Err(format!("forked, {max_step_tokens} a step, round {round}: {what}"));
+                }
+            }
             for ((generation, expected), prompt) in generations.into_iter().zip(&expected).zip(&prompts) {
                 let got = generation.collect_blocking().unwrap();
                 if let Some(what) = differs(expected, &got) {

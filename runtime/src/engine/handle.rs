@@ -1,5 +1,6 @@
 //! [`Engine`] and [`Generation`]: the engine as its clients see it.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::task::{Context, Poll};
@@ -7,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::group::GenerationGroup;
 use super::metrics::Metrics;
 use super::output::Entry;
-use super::request::{Event, FinishReason, GenerateRequest, Timings, Usage};
+use super::request::{Event, FinishReason, GenerateRequest, Numerics, Timings, Usage};
 use super::sequence::{EventSender, Submission};
 use super::validate::validate;
 use super::vocabulary::Vocabulary;
@@ -28,6 +30,8 @@ pub struct EngineOptions {
     pub max_unread_events: usize,
     /// Whether computed prompts are kept for later requests.
     pub prefix_cache: PrefixCache,
+    /// Of requests that don't ask for more.
+    pub numerics: Numerics,
 }
 
 /// Whether an engine keeps computed prompts. A model whose keys depend on the length of the text never does.
@@ -42,7 +46,13 @@ pub enum PrefixCache {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 512, max_running: 256, max_unread_events: 4096, prefix_cache: PrefixCache::On }
+        Self {
+            queue: 512,
+            max_running: 256,
+            max_unread_events: 4096,
+            prefix_cache: PrefixCache::On,
+            numerics: Numerics::Fast,
+        }
     }
 }
 
@@ -199,6 +209,19 @@ impl Engine {
     /// [`Error::InvalidRequest`] naming the field, [`Error::ContextLength`] when prompt and answer don't fit,
     /// [`Error::Overloaded`] when the queue is full, [`Error::EngineStopped`] after a failure or a shutdown.
     pub fn submit(&self, request: GenerateRequest) -> Result<Generation> {
+        self.send(request, 1)?.pop().ok_or_else(|| Error::EngineStopped("no generation was made".into()))
+    }
+
+    /// [`submit`](Self::submit) for `num_answers` answers to one prompt, which is computed once. Their seeds count up from the
+    /// request's.
+    ///
+    /// # Errors
+    /// Those of [`submit`](Self::submit); the answers wait in as many places of the queue.
+    pub fn submit_group(&self, request: GenerateRequest, num_answers: NonZeroUsize) -> Result<GenerationGroup> {
+        self.send(request, num_answers.get()).map(GenerationGroup::new)
+    }
+
+    fn send(&self, mut request: GenerateRequest, num_answers: usize) -> Result<Vec<Generation>> {
         let Inner { inbox, shared, vocabulary, context_tokens, options, .. } = &*self.inner;
         let max_total = validate(&request, vocabulary.vocab_size(), *context_tokens)?;
         // Held while sending: a request that is accepted lies before the order to shut down.
@@ -210,16 +233,22 @@ impl Engine {
                 return Err(Error::EngineStopped(reason.clone()));
             }
         }
+        let places = |queued: usize| Some(queued + num_answers).filter(|&queued| queued <= options.queue);
         shared
             .queued
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queued| (queued < options.queue).then_some(queued + 1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, places)
             .map_err(|_| Error::Overloaded { retry_after_ms: shared.retry_after_ms.load(Ordering::Relaxed) })?;
-        let (events, receiver) = EventSender::channel(options.max_unread_events);
+        let (events, receivers): (Vec<_>, Vec<_>) =
+            (0..num_answers).map(|_| EventSender::channel(options.max_unread_events)).unzip();
+        if options.numerics == Numerics::Invariant {
+            request.numerics = Numerics::Invariant;
+        }
         let submission = Submission { request, max_total, events, submitted: Instant::now() };
         // The thread is gone without having said so only if it was killed; `recv` reports that.
         let _ = inbox.send(Message::Submit(Box::new(submission)));
         drop(status);
-        Ok(Generation { events: receiver, shared: Arc::clone(shared), ended: false })
+        let generation = |events| Generation { events, shared: Arc::clone(shared), ended: false };
+        Ok(receivers.into_iter().map(generation).collect())
     }
 
     /// Submits and waits for the whole answer. Not for async code.
@@ -399,14 +428,14 @@ pub struct Answer {
 }
 
 #[derive(Default)]
-struct Parts {
+pub(super) struct Parts {
     text: String,
     logprobs: Vec<Entry>,
 }
 
 impl Parts {
     /// Adds an event; the last one gives the result.
-    fn add(&mut self, event: Event) -> Option<Result<Answer>> {
+    pub(super) fn add(&mut self, event: Event) -> Option<Result<Answer>> {
         match event {
             Event::Text { text, logprobs } => {
                 self.text.push_str(&text);

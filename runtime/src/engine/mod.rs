@@ -3,6 +3,7 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`request`] | what goes in and what comes out |
+//! | [`group`] | several answers to one prompt |
 //! | [`handle`] | [`Engine`] and [`Generation`]: what clients hold, from async and from blocking code |
 //! | `validate` | what a request must be |
 //! | `worker` | the thread: the step loop |
@@ -12,6 +13,7 @@
 //! | [`testing`] | executors with exact expectations and no model, for tests of what is built on the engine |
 #![forbid(unsafe_code)]
 
+pub mod group;
 pub mod handle;
 pub mod metrics;
 mod output;
@@ -25,9 +27,11 @@ mod validate;
 mod vocabulary;
 mod worker;
 
+pub use group::GenerationGroup;
 pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, PrefixCache};
 pub use metrics::{Distribution, Histogram, Metrics};
 pub use request::{
-    Event, FinishReason, GenerateRequest, PrefixMiss, PromptCache, SamplingParams, Timings, TokenLogprob, Usage,
+    Class, Event, FinishReason, GenerateRequest, Numerics, PrefixMiss, PromptCache, SamplingParams, Timings,
+    TokenLogprob, Usage,
 };
 pub use vocabulary::Vocabulary;

@@ -1,6 +1,10 @@
 //! What goes into the engine and what comes out of it.
 
+use std::time::Duration;
+
+pub use crate::exec::Numerics;
 pub use crate::kv::PrefixMiss;
+pub use crate::sched::Class;
 
 /// How tokens are drawn. The processors run in the order of the fields; see `crate::sample`.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,6 +78,31 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// Whether it may share computed prompts with others.
     pub prompt_cache: PromptCache,
+    /// Whether its answer may depend on who else is answered meanwhile.
+    pub numerics: Numerics,
+    /// Whose it is and how urgent.
+    pub class: Class,
+    /// Most time from submission to the last token; after it the generation fails.
+    pub deadline: Option<Duration>,
+}
+
+impl GenerateRequest {
+    /// To the end of the answer or of the context, with default sampling.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            max_tokens: None,
+            sampling: SamplingParams::default(),
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            prompt_cache: PromptCache::Use,
+            numerics: Numerics::Fast,
+            class: Class::default(),
+            deadline: None,
+        }
+    }
 }
 
 /// Why a generation ended.

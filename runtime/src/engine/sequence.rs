@@ -1,16 +1,18 @@
 //! One generation on the engine's thread: its tokens, its sampler, its limits, its events.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::metrics::Metrics;
 use super::output::{Output, Piece};
-use super::request::{Event, FinishReason, GenerateRequest, PromptCache, Timings, TokenLogprob, Usage};
+use super::request::{
+    Class, Event, FinishReason, GenerateRequest, Numerics, PromptCache, Timings, TokenLogprob, Usage,
+};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
-use crate::kv::PrefixMiss;
-use crate::sample::{Sampler, Scratch, logprobs};
+use crate::kv::{PrefixMiss, PrefixSpace};
+use crate::sample::{Sampler, Scratch, logprobs, random_seed};
 
 /// The sending side of a generation's bounded channel, with one place kept for the last event: a client that reads
 /// slowly still learns how it ended.
@@ -66,8 +68,22 @@ pub(super) struct Submission {
     pub(super) request: GenerateRequest,
     /// Most tokens of prompt and answer together.
     pub(super) max_total: usize,
-    pub(super) events: EventSender,
+    /// One an answer.
+    pub(super) events: Vec<EventSender>,
     pub(super) submitted: Instant,
+}
+
+impl Submission {
+    /// The generations of all answers. They differ in their seeds.
+    pub(super) fn into_sequences(self) -> Vec<Sequence> {
+        let Self { mut request, max_total, events, submitted } = self;
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
+        let sequence = |(index, events)| {
+            request.sampling.seed = Some(seed.wrapping_add(index));
+            Sequence::new(request.clone(), max_total, events, submitted)
+        };
+        (0..).zip(events).map(sequence).collect()
+    }
 }
 
 /// What a token meant for its generation.
@@ -87,12 +103,17 @@ pub(super) struct Sequence {
     /// Prompt and answer so far.
     pub(super) tokens: Vec<u32>,
     pub(super) events: EventSender,
+    /// Further answers to the same prompt: they wait for its last token here, and go on by themselves from then.
+    pub(super) siblings: Vec<Self>,
+    pub(super) class: Class,
     num_prompt: usize,
     max_total: usize,
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
     num_logprobs: Option<usize>,
     prompt_cache: PromptCache,
+    pub(super) numerics: Numerics,
+    deadline: Option<Duration>,
     /// Tokens that the prefix cache had, and why not more.
     cached: (usize, Option<PrefixMiss>),
     sampler: Sampler,
@@ -104,18 +125,21 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(submission: Submission) -> Self {
-        let Submission { request, max_total, events, submitted } = submission;
+    fn new(request: GenerateRequest, max_total: usize, events: EventSender, submitted: Instant) -> Self {
         let num_prompt = request.prompt.len();
         Self {
             tokens: request.prompt,
             events,
+            siblings: Vec::new(),
+            class: request.class,
             num_prompt,
             max_total,
             stop_token_ids: request.stop_token_ids,
             ignore_eos: request.ignore_eos,
             num_logprobs: request.logprobs,
             prompt_cache: request.prompt_cache,
+            numerics: request.numerics,
+            deadline: request.deadline,
             cached: (0, None),
             sampler: Sampler::new(request.sampling),
             output: Output::new(&request.stop),
@@ -138,15 +162,27 @@ impl Sequence {
         self.first_step.is_some()
     }
 
-    /// Whether it may use the prefix cache.
-    pub(super) fn caches_prompt(&self) -> bool {
-        self.prompt_cache == PromptCache::Use
+    /// Where it may share computed prompts. Those that depend on who was in the step are of no use to it if it mustn't.
+    pub(super) fn prefix_space(&self) -> Option<PrefixSpace> {
+        match (self.prompt_cache, self.numerics) {
+            (PromptCache::Skip, _) => None,
+            (PromptCache::Use, Numerics::Fast) => Some(PrefixSpace(0)),
+            (PromptCache::Use, Numerics::Invariant) => Some(PrefixSpace(1)),
+        }
     }
 
-    /// Its first step begins, with so many tokens from the prefix cache.
+    /// The first step of its prompt begins, with so many tokens from the prefix cache.
     pub(super) fn start(&mut self, now: Instant, cached_tokens: usize, miss: Option<PrefixMiss>) {
         self.first_step.get_or_insert(now);
         self.cached = (cached_tokens, miss);
+        self.siblings.iter_mut().for_each(|sibling| sibling.start(now, cached_tokens, miss));
+    }
+
+    /// What to tell its client if its deadline has passed.
+    pub(super) fn overdue(&self, now: Instant) -> Option<Error> {
+        let deadline = self.deadline.filter(|&deadline| now.duration_since(self.submitted) >= deadline)?;
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        Some(Error::DeadlineExceeded { deadline_ms, completion_tokens: self.tokens.len() - self.num_prompt })
     }
 
     /// Milliseconds since its first step.

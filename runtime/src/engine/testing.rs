@@ -210,6 +210,14 @@ impl Executor for TestExecutor {
         }
     }
 
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        self.limits.check_copy(from, to)?;
+        let start = |block: u32| block as usize * BLOCK_TOKENS;
+        self.cache.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
+        self.prompt_tokens[to as usize] = self.prompt_tokens[from as usize];
+        Ok(())
+    }
+
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         (self.hook)(self.num_steps, batch)?;
         self.num_steps += 1;

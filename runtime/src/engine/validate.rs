@@ -71,19 +71,9 @@ fn sampling(params: &SamplingParams, check_id: impl Fn(&'static str, u32) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::PromptCache;
 
     fn request() -> GenerateRequest {
-        GenerateRequest {
-            prompt: vec![1, 2, 3],
-            max_tokens: None,
-            sampling: SamplingParams::default(),
-            stop: vec![],
-            stop_token_ids: vec![],
-            ignore_eos: false,
-            logprobs: None,
-            prompt_cache: PromptCache::Use,
-        }
+        GenerateRequest::new(vec![1, 2, 3])
     }
 
     fn param(request: &GenerateRequest) -> &'static str {

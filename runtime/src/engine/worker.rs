@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use super::handle::{EngineOptions, EngineStats, PrefixCache, Shared};
 use super::request::Event;
-use super::sequence::{Outcome, Sequence, Submission};
+use super::sequence::{EventSender, Outcome, Sequence, Submission};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits, OutputRows, StepBatch};
-use crate::kv::{PrefixMiss, PrefixSpace};
+use crate::exec::{Executor, Limits, Numerics, OutputRows, StepBatch};
+use crate::kv::PrefixMiss;
 use crate::sample::Scratch;
-use crate::sched::{Capacity, Class, SeqId, State, StepPlan, TokenSource};
+use crate::sched::{BlockCopy, Capacity, SeqId, State, StepPlan, TokenSource};
 
 /// What clients send to the thread.
 pub(super) enum Message {
@@ -67,6 +67,7 @@ pub(super) struct Worker {
     batch: StepBatch,
     scratch: Scratch,
     ended: Vec<SeqId>,
+    copies: Vec<BlockCopy>,
 }
 
 impl Worker {
@@ -96,6 +97,7 @@ impl Worker {
             batch: StepBatch::default(),
             scratch: Scratch::default(),
             ended: Vec::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -141,7 +143,7 @@ impl Worker {
                     }
                 }
             }
-            self.drop_cancelled();
+            self.drop_leaving();
             if !self.state.is_idle() {
                 self.step()?;
             }
@@ -151,49 +153,82 @@ impl Worker {
 
     fn receive(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Submit(submission) => {
-                let mut sequence = Sequence::new(*submission);
-                let space =
-                    (self.prefix_cache == PrefixCache::On && sequence.caches_prompt()).then(PrefixSpace::default);
-                let (num_prompt, max_total) = (sequence.num_prompt(), sequence.max_total());
-                match self.state.submit(num_prompt, max_total, Class::default(), space) {
-                    Ok(id) => {
-                        self.sequences.0.insert(id, sequence);
-                    }
-                    Err(error) => {
-                        self.leave_queue();
-                        self.stats.failed += 1;
-                        sequence.events.end(Event::Failed(error));
-                    }
-                }
-            }
+            Message::Submit(submission) => self.enqueue(submission.into_sequences()),
             Message::Shutdown => self.is_draining = true,
             Message::Abort => return Err(Error::EngineStopped("it was told to end at once".into())),
         }
         Ok(())
     }
 
-    /// Frees what belongs to clients that have gone away, before any more work is done for them.
-    fn drop_cancelled(&mut self) {
-        let gone = self.sequences.0.iter().filter(|(_, sequence)| sequence.events.is_gone());
-        self.ended.extend(gone.map(|(&id, _)| id));
-        self.stats.cancelled += self.ended.len() as u64;
+    /// Lets the first of several answers to one prompt wait, with the others in its train.
+    fn enqueue(&mut self, group: Vec<Sequence>) {
+        let mut group = group.into_iter();
+        while let Some(mut sequence) = group.next() {
+            let space = match self.prefix_cache {
+                PrefixCache::On => sequence.prefix_space(),
+                PrefixCache::Off => None,
+            };
+            match self.state.submit(sequence.num_prompt(), sequence.max_total(), sequence.class, space) {
+                Ok(id) => {
+                    sequence.siblings = group.collect();
+                    self.sequences.0.insert(id, sequence);
+                    return;
+                }
+                Err(error) => {
+                    self.leave_queue(&sequence);
+                    self.stats.failed += 1;
+                    sequence.events.end(Event::Failed(error));
+                }
+            }
+        }
+    }
+
+    /// Frees what belongs to clients that have gone away and to requests whose deadline has passed, before any more work
+    /// is done for them.
+    fn drop_leaving(&mut self) {
+        let now = Instant::now();
+        let stats = &mut self.stats;
+        let mut leaves = |sequence: &mut Sequence| {
+            if sequence.events.is_gone() {
+                stats.cancelled += 1;
+            } else if let Some(error) = sequence.overdue(now) {
+                stats.failed += 1;
+                sequence.events.end(Event::Failed(error));
+            } else {
+                return false;
+            }
+            true
+        };
+        for (&id, sequence) in &mut self.sequences.0 {
+            sequence.siblings.retain_mut(|sibling| {
+                let leaves = leaves(sibling);
+                if leaves && !sibling.has_started() {
+                    self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+                }
+                !leaves
+            });
+            if leaves(sequence) {
+                self.ended.push(id);
+            }
+        }
         self.remove_ended();
     }
 
     fn remove_ended(&mut self) {
         while let Some(id) = self.ended.pop() {
             self.state.remove(id);
-            if let Some(sequence) = self.sequences.0.remove(&id)
-                && !sequence.has_started()
-            {
-                self.leave_queue();
+            if let Some(mut sequence) = self.sequences.0.remove(&id) {
+                self.leave_queue(&sequence);
+                self.enqueue(std::mem::take(&mut sequence.siblings));
             }
         }
     }
 
-    fn leave_queue(&self) {
-        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+    /// Gives the place in the queue back of a sequence that ends without a step.
+    fn leave_queue(&self, sequence: &Sequence) {
+        if !sequence.has_started() {
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn step(&mut self) -> Result<()> {
@@ -222,31 +257,38 @@ impl Worker {
 
         let width = output.width.min(self.vocabulary.vocab_size());
         let outputs = self.plan.pieces.iter().filter(|piece| piece.output == OutputRows::Last);
-        for (row, piece) in outputs.enumerate() {
+        for (index, piece) in outputs.enumerate() {
             let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
             if sequence.tokens.len() == sequence.num_prompt() {
                 self.stats.prompt_tokens += sequence.num_prompt() as u64;
             }
-            let known = sequence.tokens.len();
-            let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch, metrics);
-            self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
-            match outcome {
-                Outcome::Continue => {
-                    self.state.append(piece.id);
-                    continue;
-                }
-                Outcome::Done => {
-                    self.stats.completed += 1;
-                    let weight = if self.service_ms == 0.0 { 1.0 } else { 0.125 };
-                    self.service_ms += (sequence.service_ms() - self.service_ms) * weight;
-                }
-                Outcome::Gone => self.stats.cancelled += 1,
-                Outcome::Failed(error) => {
-                    self.stats.failed += 1;
-                    sequence.events.end(Event::Failed(error));
+            let siblings = std::mem::take(&mut sequence.siblings);
+            let row = &output.row(index)[..width];
+            let mut goes_on = |sequence: &mut Sequence| {
+                let known = sequence.tokens.len();
+                let outcome = sequence.take(row, &*self.vocabulary, &mut self.scratch, metrics);
+                self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
+                settle(outcome, sequence, &mut self.stats, &mut self.service_ms)
+            };
+            for mut sibling in siblings {
+                if goes_on(&mut sibling)
+                    && let Some(fork) = self.state.fork(piece.id)
+                {
+                    self.state.append(fork.id);
+                    self.copies.extend(fork.copy);
+                    self.sequences.0.insert(fork.id, sibling);
                 }
             }
-            self.ended.push(piece.id);
+            let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
+            if goes_on(sequence) {
+                self.state.append(piece.id);
+            } else {
+                self.ended.push(piece.id);
+            }
+        }
+        // Before anything is freed: both sides of a copy still belong to somebody.
+        for copy in self.copies.drain(..) {
+            self.executor.copy_block(copy.from, copy.to)?;
         }
         self.remove_ended();
         Ok(())
@@ -259,7 +301,7 @@ impl Worker {
             let Some(sequence) = self.sequences.0.get_mut(&admission.id) else { continue };
             if !sequence.has_started() {
                 sequence.start(now, admission.cached_tokens, admission.miss);
-                self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+                self.shared.queued.fetch_sub(1 + sequence.siblings.len(), Ordering::Relaxed);
                 if admission.miss != Some(PrefixMiss::Disabled) {
                     self.stats.prefix_queries += sequence.num_prompt() as u64;
                     self.stats.prefix_hits += admission.cached_tokens as u64;
@@ -271,6 +313,9 @@ impl Worker {
             let Some(sequence) = self.sequences.0.get(&piece.id) else {
                 return Err(Error::EngineStopped(format!("the scheduler named {:?}, which nobody knows", piece.id)));
             };
+            if sequence.numerics == Numerics::Invariant {
+                self.batch.numerics = Numerics::Invariant;
+            }
             let tokens = &sequence.tokens[piece.start..piece.start + piece.len];
             self.batch.push(tokens, piece.start, piece.num_tokens, self.state.blocks(piece.id), piece.output);
         }
@@ -290,15 +335,18 @@ impl Worker {
     /// Tells everybody, lets go of the executor, and only then reports the thread as ended.
     fn stop(mut self, reason: String) {
         self.shared.refuse(reason.clone());
+        let mut fail = |mut events: EventSender| {
+            events.end(Event::Failed(Error::EngineStopped(reason.clone())));
+            self.stats.failed += 1;
+        };
         while let Ok(message) = self.inbox.try_recv() {
-            if let Message::Submit(mut submission) = message {
-                submission.events.end(Event::Failed(Error::EngineStopped(reason.clone())));
-                self.stats.failed += 1;
+            if let Message::Submit(submission) = message {
+                submission.events.into_iter().for_each(&mut fail);
             }
         }
-        for (_, mut sequence) in self.sequences.0.drain() {
-            self.stats.failed += 1;
-            sequence.events.end(Event::Failed(Error::EngineStopped(reason.clone())));
+        for (_, sequence) in self.sequences.0.drain() {
+            sequence.siblings.into_iter().for_each(|sibling| fail(sibling.events));
+            fail(sequence.events);
         }
         self.shared.queued.store(0, Ordering::Relaxed);
         self.stats.running = 0;
@@ -311,6 +359,24 @@ impl Worker {
         }
         self.shared.stop(reason);
     }
+}
+
+/// Notes how a token left its generation, tells the client of a failure, and says whether it goes on.
+fn settle(outcome: Outcome, sequence: &mut Sequence, stats: &mut EngineStats, service_ms: &mut f64) -> bool {
+    match outcome {
+        Outcome::Continue => return true,
+        Outcome::Done => {
+            stats.completed += 1;
+            let weight = if *service_ms == 0.0 { 1.0 } else { 0.125 };
+            *service_ms += (sequence.service_ms() - *service_ms) * weight;
+        }
+        Outcome::Gone => stats.cancelled += 1,
+        Outcome::Failed(error) => {
+            stats.failed += 1;
+            sequence.events.end(Event::Failed(error));
+        }
+    }
+    false
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> String {

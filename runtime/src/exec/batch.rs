@@ -17,6 +17,16 @@ pub enum OutputRows {
     All,
 }
 
+/// What a row's result may depend on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Numerics {
+    /// On how many rows the step has: their number chooses the kernels, and with them the rounding.
+    #[default]
+    Fast,
+    /// On the tokens of its own sequence only: bit-equal whoever else is in the step and however a prompt was cut.
+    Invariant,
+}
+
 /// A piece of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeqStep {
@@ -42,6 +52,8 @@ pub struct StepBatch {
     pub blocks: Vec<u32>,
     /// The pieces. A sequence appears at most once.
     pub seqs: Vec<SeqStep>,
+    /// For all of them.
+    pub numerics: Numerics,
 }
 
 impl StepBatch {
@@ -50,6 +62,34 @@ impl StepBatch {
         self.tokens.clear();
         self.blocks.clear();
         self.seqs.clear();
+        self.numerics = Numerics::Fast;
+    }
+
+    /// Shows `run` the same work as steps of one row, in the order of the rows. `single` is their memory.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    pub fn for_each_row(&self, single: &mut Self, mut run: impl FnMut(&Self) -> Result<()>) -> Result<()> {
+        for seq in &self.seqs {
+            for (position, row) in (seq.start..).zip(seq.tokens.clone()) {
+                let is_wanted = match seq.output {
+                    OutputRows::None => false,
+                    OutputRows::Last => row + 1 == seq.tokens.end,
+                    OutputRows::All => true,
+                };
+                let output = if is_wanted { OutputRows::Last } else { OutputRows::None };
+                single.clear();
+                single.push(
+                    &self.tokens[row..=row],
+                    position,
+                    seq.num_tokens,
+                    &self.blocks[seq.blocks.clone()],
+                    output,
+                );
+                run(single)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds a piece: `tokens` at positions `start..`, of a sequence with `num_tokens` known tokens and this block table.
@@ -144,6 +184,29 @@ mod tests {
         sound.push(&[9], 0, 1, &[1], OutputRows::Last);
         sound.validate(&LIMITS, 10).unwrap();
         assert_eq!(sound.num_outputs(), 1);
+    }
+
+    #[test]
+    fn rows_come_one_by_one_with_the_output_that_was_asked_for() {
+        let mut whole = batch(&[5, 6], 30, 40, &[3, 0], OutputRows::All);
+        whole.push(&[7, 8], 0, 2, &[1], OutputRows::Last);
+        whole.push(&[9], 4, 9, &[2], OutputRows::None);
+        let mut seen = Vec::new();
+        whole
+            .for_each_row(&mut StepBatch::default(), |row| {
+                let seq = &row.seqs[0];
+                seen.push((row.tokens[0], seq.start, seq.num_tokens, row.blocks.clone(), row.num_outputs()));
+                Ok(())
+            })
+            .unwrap();
+        let expected = [
+            (5, 30, 40, vec![3, 0], 1),
+            (6, 31, 40, vec![3, 0], 1),
+            (7, 0, 2, vec![1], 0),
+            (8, 1, 2, vec![1], 1),
+            (9, 4, 9, vec![2], 0),
+        ];
+        assert_eq!(seen, expected);
     }
 
     #[test]

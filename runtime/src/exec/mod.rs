@@ -11,12 +11,12 @@ pub mod candle;
 pub mod cpu;
 pub mod options;
 
-pub use batch::{OutputRows, SeqStep, StepBatch};
+pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes_per_token, limits};
 pub use options::{Activations, Backend, ExecOptions, KvSize};
 pub use shimmy_kernels::cpu::kv::KvType;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{Plan, RopeScaling, RopeSpec};
 
 /// What an executor can take, fixed when it was built.
@@ -30,6 +30,20 @@ pub struct Limits {
     pub num_kv_blocks: usize,
     /// Most tokens of one sequence.
     pub max_context: usize,
+}
+
+impl Limits {
+    /// Refuses a copy that leaves the pool.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block`.
+    pub fn check_copy(&self, from: u32, to: u32) -> Result<()> {
+        if (from.max(to) as usize) < self.num_kv_blocks {
+            return Ok(());
+        }
+        let message = format!("{from} to {to} is outside the pool of {}", self.num_kv_blocks);
+        Err(Error::InvalidRequest { param: "block", message })
+    }
 }
 
 /// The rows that a step computed: `[num_rows, width]`, f32, row-major, in the order of the batch's sequences and,
@@ -78,6 +92,13 @@ pub trait Executor: Send {
 
     /// Whether sequences may share the blocks of a common beginning.
     fn prefix_reuse(&self) -> PrefixReuse;
+
+    /// Copies a block of the KV pool over another one: a sequence that was forked goes on in its own copy of the block
+    /// that both have begun.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when one of them is outside the pool.
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
 
     /// Computes the batch and writes its keys and values to the cache.
     ///

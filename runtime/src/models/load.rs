@@ -13,6 +13,7 @@ use crate::exec::{ExecOptions, Executor, kv_bytes_per_token};
 use crate::kv::BLOCK_TOKENS;
 use crate::loader::ModelFile;
 use crate::models::names;
+use crate::models::registry::Servable;
 use crate::plan::{OutputKind, Plan};
 use crate::text::{AddSpecial, ChatTemplate, GenerationPrompt, ParseSpecial, Tokenizer};
 
@@ -131,6 +132,21 @@ impl LoadedModel {
     /// [`Error::Tokenizer`].
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(text, AddSpecial::Yes, ParseSpecial::Yes)
+    }
+}
+
+/// A failed engine drops its executor at once; longer than this is a thread that hangs.
+const RELEASE_TIME: Duration = Duration::from_secs(10);
+
+impl Servable for LoadedModel {
+    fn has_failed(&self) -> bool {
+        self.engine.stop_reason().is_some()
+    }
+
+    fn wait_released(&self) {
+        if !self.engine.wait_stopped(RELEASE_TIME) {
+            tracing::warn!(model = self.name, "its failed engine still holds memory");
+        }
     }
 }
 

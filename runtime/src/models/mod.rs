@@ -16,5 +16,5 @@ pub mod summary;
 
 pub use discover::{Catalog, Discovered, Origin, default_roots};
 pub use load::{LoadOptions, LoadedModel, Progress, Stage, load};
-pub use registry::Models;
+pub use registry::{Models, Servable};
 pub use summary::Summary;

@@ -18,10 +18,19 @@ const RESCAN_AGE: Duration = Duration::from_secs(2);
 /// What `load` failed with, for everybody who waited for it.
 pub type SharedError = Arc<Error>;
 
+/// What the registry must know of a model.
+pub trait Servable {
+    /// It can't answer any more and must be loaded again.
+    fn has_failed(&self) -> bool;
+
+    /// Waits until a failed model has let go of its memory, so that there aren't two of it.
+    fn wait_released(&self);
+}
+
 type Loader<M> = Box<dyn Fn(&Discovered) -> crate::Result<M> + Send + Sync>;
 
 /// All models of a process. `M` is [`LoadedModel`] but in tests.
-pub struct Models<M = LoadedModel> {
+pub struct Models<M: Servable = LoadedModel> {
     /// Explicitly named ones, found before those of the roots.
     pinned: Vec<Discovered>,
     roots: Vec<PathBuf>,
@@ -53,7 +62,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<M> Models<M> {
+impl<M: Servable> Models<M> {
     /// `pinned` models come first and are known without a scan; `roots` are walked when a list or an unknown name asks for it.
     pub fn new(
         pinned: Vec<Discovered>,
@@ -78,7 +87,7 @@ impl<M> Models<M> {
     pub fn list(&self) -> Vec<(Discovered, bool)> {
         let catalog = self.catalog(CATALOG_AGE);
         let state = lock(&self.state);
-        let is_loaded = |model: &Discovered| matches!(state.slots.get(&model.path), Some(Slot::Ready(_)));
+        let is_loaded = |model: &Discovered| matches!(state.slots.get(&model.path), Some(Slot::Ready(loaded)) if !loaded.has_failed());
         catalog.models().iter().map(|model| (model.clone(), is_loaded(model))).collect()
     }
 
@@ -112,25 +121,29 @@ impl<M> Models<M> {
     pub fn ready(&self, name: &str) -> Option<Arc<M>> {
         let path = self.known(name)?.path;
         match lock(&self.state).slots.get(&path) {
-            Some(Slot::Ready(model)) => Some(Arc::clone(model)),
+            Some(Slot::Ready(model)) if !model.has_failed() => Some(Arc::clone(model)),
             _ => None,
         }
     }
 
-    /// The model called `name`, loaded if it isn't yet. Blocks while it loads.
+    /// The model called `name`, loaded if it isn't yet, and loaded again if it has failed. Blocks while it loads.
     ///
     /// # Errors
     /// [`Error::ModelNotFound`], or what the load failed with. The next call tries again.
     pub fn get(&self, name: &str) -> Result<Arc<M>, SharedError> {
         let model = self.find(name)?;
+        let mut failed = None;
         let (attempt, is_mine) = {
             let mut state = lock(&self.state);
             match state.slots.get(&model.path) {
-                Some(Slot::Ready(model)) => return Ok(Arc::clone(model)),
+                Some(Slot::Ready(model)) if !model.has_failed() => return Ok(Arc::clone(model)),
                 Some(Slot::Loading(attempt)) => (Arc::clone(attempt), false),
-                None => {
+                Some(Slot::Ready(_)) | None => {
                     let attempt = Arc::new(Attempt { outcome: Mutex::new(None), done: Condvar::new() });
-                    state.slots.insert(model.path.clone(), Slot::Loading(Arc::clone(&attempt)));
+                    let before = state.slots.insert(model.path.clone(), Slot::Loading(Arc::clone(&attempt)));
+                    if let Some(Slot::Ready(model)) = before {
+                        failed = Some(model);
+                    }
                     (attempt, true)
                 }
             }
@@ -145,6 +158,10 @@ impl<M> Models<M> {
             }
         }
         let mut finish = Finish { models: self, path: &model.path, attempt: &attempt, outcome: None };
+        if let Some(failed) = failed {
+            tracing::warn!(model = model.name, "it failed and is loaded again");
+            failed.wait_released();
+        }
         let outcome = (self.loader)(&model).map(Arc::new).map_err(Arc::new);
         finish.outcome = Some(outcome.clone());
         drop(finish);
@@ -183,14 +200,14 @@ impl<M> Models<M> {
 }
 
 /// Publishes the outcome of a load, even if the loader panicked: nobody may wait for ever.
-struct Finish<'a, M> {
+struct Finish<'a, M: Servable> {
     models: &'a Models<M>,
     path: &'a PathBuf,
     attempt: &'a Attempt<M>,
     outcome: Option<Result<Arc<M>, SharedError>>,
 }
 
-impl<M> Drop for Finish<'_, M> {
+impl<M: Servable> Drop for Finish<'_, M> {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or_else(|| {
             Err(Arc::new(Error::EngineStopped(format!("loading {} failed unexpectedly", self.path.display()))))
@@ -212,6 +229,22 @@ mod tests {
 
     use super::*;
     use crate::models::discover::Origin;
+
+    impl Servable for String {
+        fn has_failed(&self) -> bool {
+            self == "failed"
+        }
+
+        fn wait_released(&self) {}
+    }
+
+    impl Servable for () {
+        fn has_failed(&self) -> bool {
+            false
+        }
+
+        fn wait_released(&self) {}
+    }
 
     fn entry(name: &str) -> Discovered {
         Discovered {
@@ -264,6 +297,23 @@ mod tests {
         });
         assert!(errors >= 1);
         assert!(models.get("a").is_ok());
+    }
+
+    #[test]
+    fn a_model_that_failed_is_loaded_again_when_it_is_next_asked_for() {
+        let loads = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&loads);
+        let models = Models::new(vec![entry("a"), entry("b")], vec![], move |model| {
+            let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
+            Ok(if first { "failed".to_owned() } else { model.name.clone() })
+        });
+        assert_eq!(*models.get("a").unwrap(), "failed");
+        assert_eq!(*models.get("b").unwrap(), "b");
+        assert_eq!(*models.get("a").unwrap(), "a");
+        for name in ["a", "b"] {
+            assert_eq!(*models.get(name).unwrap(), name);
+        }
+        assert_eq!(loads.load(Ordering::SeqCst), 3);
     }
 
     #[test]

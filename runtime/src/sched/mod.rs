@@ -19,4 +19,4 @@ mod state;
 mod tests;
 
 pub use sequence::{Class, SeqId};
-pub use state::{Admission, Capacity, Piece, State, StepPlan, TokenSource};
+pub use state::{Admission, BlockCopy, Capacity, Fork, Piece, State, StepPlan, TokenSource};

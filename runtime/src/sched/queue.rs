@@ -55,7 +55,7 @@ impl WaitQueue {
         }
     }
 
-    /// A sequence that lost its blocks. Whoever loses them later ran before it.
+    /// A sequence that lost its blocks, or a fork that got none. Whoever loses them later ran before it.
     pub(super) fn resume(&mut self, sequence: Sequence) {
         self.len += 1;
         self.classes.entry(sequence.class.priority).or_default().resumed.push_front(sequence);
@@ -86,6 +86,14 @@ impl WaitQueue {
         }
         self.len -= usize::from(sequence.is_some());
         sequence
+    }
+
+    /// A sequence in its place.
+    pub(super) fn get_mut(&mut self, id: SeqId) -> Option<&mut Sequence> {
+        self.classes.values_mut().find_map(|class| match class.find(id)? {
+            Place::Resumed(index) => class.resumed.get_mut(index),
+            Place::Line(line, index) => class.clients[line].sequences.get_mut(index),
+        })
     }
 
     /// Takes a sequence out of its place.

@@ -71,6 +71,24 @@ impl StepPlan {
     }
 }
 
+/// A second sequence with the tokens of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// The new one.
+    pub id: SeqId,
+    /// To be copied before the next step.
+    pub copy: Option<BlockCopy>,
+}
+
+/// A block whose content must be copied to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// From here.
+    pub from: u32,
+    /// To here.
+    pub to: u32,
+}
+
 /// Where the tokens of sequences are. The scheduler hands them to the prefix cache.
 pub trait TokenSource {
     /// All known tokens of a sequence: as many as the scheduler was told of.
@@ -244,11 +262,38 @@ impl State {
         }
     }
 
-    /// Adds a token to a running sequence: the one that was sampled after its last.
+    /// Adds a token to a sequence: the one that was sampled after its last.
     pub fn append(&mut self, id: SeqId) {
         if let Some(index) = self.position(id) {
             self.running[index].num_tokens += 1;
+        } else if let Some(seq) = self.waiting.get_mut(id) {
+            seq.num_tokens += 1;
         }
+    }
+
+    /// A second sequence that goes on from the tokens of a running one, all of which are computed. They share the full
+    /// blocks, and the begun one is copied. Where there is no room, the new one waits like one that was preempted. `None` for
+    /// a sequence that doesn't run.
+    pub fn fork(&mut self, of: SeqId) -> Option<Fork> {
+        let parent = &self.running[self.position(of)?];
+        let id = SeqId(self.next_id);
+        self.next_id += 1;
+        let mut seq = Sequence::new(id, parent.num_tokens, parent.class, parent.space);
+        let num_running = self.running.len();
+        // As for an admission: a block to spare for each running sequence.
+        if num_running >= self.capacity.max_running || 1 + num_running > self.pool.num_free() {
+            self.waiting.resume(seq);
+            return Some(Fork { id, copy: None });
+        }
+        let num_computed = parent.num_computed;
+        let begun = parent.table.blocks().get(num_computed / BLOCK_TOKENS).copied();
+        seq.table = parent.table.share_prefix(num_computed, &mut self.pool);
+        if seq.table.reserve(num_computed, &mut self.pool).is_ok() {
+            seq.num_computed = num_computed;
+        }
+        let own = seq.table.blocks().get(num_computed / BLOCK_TOKENS).copied();
+        self.run(seq);
+        Some(Fork { id, copy: begun.zip(own).map(|(from, to)| BlockCopy { from, to }) })
     }
 
     /// Ends a sequence, wherever it is, and frees its blocks at once. Unknown ids are ignored.

@@ -214,6 +214,29 @@ fn a_cached_prefix_lets_more_in() {
     assert_eq!(admitted(&plan), [(1, 96, None)], "four blocks aren't free, but three are shared");
 }
 
+#[test]
+fn a_fork_shares_full_blocks_and_copies_the_begun_one() {
+    let (mut state, mut texts) = (state(512, 2, 100), Texts::default());
+    let mut plan = StepPlan::default();
+    let first = submit(&mut state, 70, 100).unwrap();
+    state.schedule(&mut plan, &texts);
+    state.advance(&plan, &texts);
+    let fork = state.fork(first).unwrap();
+    let (of_first, of_fork) = (state.blocks(first).to_vec(), state.blocks(fork.id).to_vec());
+    assert_eq!(of_first[..2], of_fork[..2]);
+    assert_eq!(fork.copy, Some(BlockCopy { from: of_first[2], to: of_fork[2] }));
+    assert_ne!(of_first[2], of_fork[2]);
+    let waiting = state.fork(first).unwrap();
+    assert_eq!((state.num_waiting(), waiting.copy), (1, None), "no more than two run");
+    for id in [first, fork.id, waiting.id] {
+        state.append(id);
+    }
+    assert_eq!(shape(&step_of(&mut state, &mut texts)), [(0, 70, 1, OutputRows::Last), (1, 70, 1, OutputRows::Last)]);
+    state.remove(first);
+    assert_eq!(shape(&step_of(&mut state, &mut texts)), [(1, 71, 1, OutputRows::Last), (2, 0, 71, OutputRows::Last)]);
+    assert!(state.fork(first).is_none());
+}
+
 #[derive(Debug, Clone)]
 struct Request {
     /// Steps before it is submitted.
@@ -226,16 +249,19 @@ struct Request {
     leaves: Option<usize>,
     class: Class,
     space: Option<PrefixSpace>,
+    /// Answers beside the first.
+    forks: u32,
 }
 
 fn request() -> impl Strategy<Value = Request> {
     let class = (prop::sample::select(vec![0, 0, 0, 1]), 0..3_u64);
     let space = prop::sample::select(vec![SPACE, SPACE, SPACE, Some(PrefixSpace(1)), None]);
     let leaves = prop::option::weighted(0.2, 0..60_usize);
-    (0..30_usize, 0..4_u32, 1..150_usize, 1..80_usize, leaves, class, space).prop_map(
-        |(arrives, text, prompt, generates, leaves, (priority, client), space)| {
+    let forks = prop::sample::select(vec![0, 0, 0, 1, 3]);
+    (0..30_usize, 0..4_u32, 1..150_usize, 1..80_usize, leaves, class, space, forks).prop_map(
+        |(arrives, text, prompt, generates, leaves, (priority, client), space, forks)| {
             let class = Class { priority, client };
-            Request { arrives, text, prompt, generates, leaves, class, space }
+            Request { arrives, text, prompt, generates, leaves, class, space, forks }
         },
     )
 }
@@ -249,6 +275,8 @@ fn token(text: u32, position: usize) -> u32 {
 /// What a correct executor and engine would see of one sequence.
 struct Seen {
     request: Request,
+    /// 0 for the first answer; each goes its own way.
+    answer: u32,
     generated: usize,
     computed: usize,
     leaves_at: Option<usize>,
@@ -259,6 +287,11 @@ struct Seen {
 struct Cache(Vec<Option<(u64, Option<PrefixSpace>)>>);
 
 impl Cache {
+    fn copy(&mut self, BlockCopy { from, to }: BlockCopy) {
+        let start = |block: u32| block as usize * BLOCK_TOKENS;
+        self.0.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
+    }
+
     fn hash(tokens: &[u32]) -> u64 {
         tokens
             .iter()
@@ -309,8 +342,7 @@ proptest! {
         requests.sort_by_key(|request| request.arrives);
         let mut pending = requests.clone().into_iter().peekable();
         // Alone, one after the other, with every preemption recomputing everything, it would take less than this.
-        let bound: usize = 60 + requests.iter().map(|r| (r.prompt + r.generates) * 4 + r.generates * 4).sum::<usize>()
-            * requests.len();
+        let bound: usize = 60 + requests.iter().map(|r| (r.prompt + r.generates) * 16).sum::<usize>() * 4 * requests.len();
         let mut now = 0;
         while pending.peek().is_some() || !state.is_idle() {
             prop_assert!(now < bound, "no end after {now} steps");
@@ -321,7 +353,7 @@ proptest! {
                         prop_assert!(total <= num_blocks * BLOCK_TOKENS);
                         texts.0.insert(id, (0..request.prompt).map(|i| token(request.text, i)).collect());
                         let leaves_at = request.leaves.map(|after| now + after);
-                        seen.insert(id, Seen { request, generated: 0, computed: 0, leaves_at, first_step: None });
+                        seen.insert(id, Seen { request, answer: 0, generated: 0, computed: 0, leaves_at, first_step: None });
                     }
                     Err(_) => prop_assert!(total > num_blocks * BLOCK_TOKENS),
                 }
@@ -359,7 +391,7 @@ proptest! {
                 prop_assert_eq!(piece.start, s.computed, "no token is skipped or computed twice");
                 prop_assert_eq!(piece.num_tokens, s.request.prompt + s.generated);
                 prop_assert!(piece.len >= 1 && piece.start + piece.len <= piece.num_tokens);
-                if s.first_step.replace(now).is_none() {
+                if s.first_step.replace(now).is_none() && s.answer == 0 {
                     first_steps.entry((s.request.class.priority, s.request.class.client)).or_default().push(piece.id);
                 }
                 s.computed += piece.len;
@@ -372,13 +404,34 @@ proptest! {
             for piece in &plan.pieces {
                 if piece.output == OutputRows::Last {
                     let s = seen.get_mut(&piece.id).unwrap();
+                    if s.generated == 0 && s.answer == 0 && s.request.generates > 1 {
+                        for answer in 1..=s.request.forks {
+                            let s = &seen[&piece.id];
+                            let fork = state.fork(piece.id).unwrap();
+                            let runs = state.running().any(|id| id == fork.id);
+                            prop_assert!(runs || fork.copy.is_none());
+                            fork.copy.into_iter().for_each(|copy| cache.copy(copy));
+                            let computed = if runs { s.computed } else { 0 };
+                            let request = s.request.clone();
+                            let mut text = texts.tokens(piece.id).to_vec();
+                            text.push(token(request.text, piece.num_tokens) + 100_000 * answer);
+                            texts.0.insert(fork.id, text);
+                            state.append(fork.id);
+                            prop_assert_eq!(state.check(), Ok(()));
+                            let leaves_at = s.leaves_at;
+                            seen.insert(fork.id, Seen {
+                                request, answer, generated: 1, computed, leaves_at, first_step: Some(now),
+                            });
+                        }
+                    }
+                    let s = seen.get_mut(&piece.id).unwrap();
                     s.generated += 1;
                     if s.generated == s.request.generates {
                         seen.remove(&piece.id);
                         texts.0.remove(&piece.id);
                         state.remove(piece.id);
                     } else {
-                        let next = token(s.request.text, piece.num_tokens);
+                        let next = token(s.request.text, piece.num_tokens) + 100_000 * s.answer;
                         texts.0.get_mut(&piece.id).unwrap().push(next);
                         state.append(piece.id);
                     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rustyline::error::ReadlineError;
 use serde_json::{Map, Value, json};
 use shimmy_runtime::Error;
-use shimmy_runtime::engine::{Event, GenerateRequest, PromptCache};
+use shimmy_runtime::engine::{Event, GenerateRequest};
 use shimmy_runtime::models::LoadedModel;
 use shimmy_runtime::models::discover::cache_folder;
 
@@ -153,14 +153,10 @@ async fn answer(
 ) -> Result<(String, Option<Done>), Failed> {
     let prompt = model.encode_chat(&conversation.messages(), &Map::new()).map_err(Failed::Turn)?;
     let request = GenerateRequest {
-        prompt,
         max_tokens: sampling.max_tokens.map(Into::into),
         sampling: sampling.over(&model.defaults),
         stop: sampling.stop.clone(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        logprobs: None,
-        prompt_cache: PromptCache::Use,
+        ..GenerateRequest::new(prompt)
     };
     let listener = interrupt.listen();
     let mut generation = model.engine.submit(request).map_err(Failed::Turn)?;

@@ -77,6 +77,7 @@ fn code(error: &anyhow::Error) -> u8 {
         ) => USAGE,
         Some(
             Error::Overloaded { .. }
+            | Error::DeadlineExceeded { .. }
             | Error::BadLogits(_)
             | Error::SlowReader(_)
             | Error::OutOfMemory(_)

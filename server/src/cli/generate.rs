@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read};
 
 use serde_json::{Map, json};
-use shimmy_runtime::engine::{Event, GenerateRequest, PromptCache};
+use shimmy_runtime::engine::{Event, GenerateRequest};
 use shimmy_runtime::models::LoadedModel;
 
 use super::args::{ExecArgs, RootArgs, SamplingArgs, find, load};
@@ -54,14 +54,10 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     let model = load(&found, &args.exec)?;
     let prompt = if args.raw { model.encode_text(&prompt)? } else { chat_prompt(&model, args.system, &prompt)? };
     let request = GenerateRequest {
-        prompt,
         max_tokens: args.sampling.max_tokens.map(Into::into),
         sampling: args.sampling.over(&model.defaults),
         stop: args.sampling.stop.clone(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        logprobs: None,
-        prompt_cache: PromptCache::Use,
+        ..GenerateRequest::new(prompt)
     };
     let mut generation = model.engine.submit(request)?;
     let mut whole = String::new();

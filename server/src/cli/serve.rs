@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix_web::web;
 use bytesize::ByteSize;
-use shimmy_runtime::engine::{EngineOptions, PrefixCache};
+use shimmy_runtime::engine::{EngineOptions, Numerics, PrefixCache};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::models::{self, Discovered, LoadOptions, Models};
 use tokio::sync::Notify;
@@ -41,6 +41,9 @@ pub(super) struct Args {
     /// Compute every prompt from its start, whatever of it was computed before.
     #[arg(long)]
     no_prefix_cache: bool,
+    /// Answers to requests with a seed don't depend on what else is computed, to the last bit. Slow: one token at a time.
+    #[arg(long)]
+    deterministic: bool,
     /// On SIGTERM and Ctrl-C: how long running answers may take to finish.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
@@ -90,7 +93,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 fn models(args: &Args, pinned: Option<Discovered>) -> Models {
     let exec = args.exec.options();
     let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On };
-    let engine = EngineOptions { queue: args.queue, prefix_cache, ..EngineOptions::default() };
+    let numerics = if args.deterministic { Numerics::Invariant } else { Numerics::Fast };
+    let engine = EngineOptions { queue: args.queue, prefix_cache, numerics, ..EngineOptions::default() };
     Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
         let bar = Bar::new(model.bytes);
         let options =

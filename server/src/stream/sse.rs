@@ -9,7 +9,7 @@ use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
 use actix_web::web::Bytes;
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use futures_core::Stream;
-use shimmy_runtime::engine::{Event, Generation};
+use shimmy_runtime::engine::{Event, GenerationGroup};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, timeout};
 
@@ -24,32 +24,34 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 /// A reader that takes nothing for so long is given up.
 const SLOW_READER: Duration = Duration::from_secs(60);
 
-/// One protocol's JSON for the events of a generation.
+/// One protocol's JSON for the events of the answers to a prompt, which are numbered from 0.
 pub trait Encoder: 'static {
-    /// Before the first token.
-    fn open(&mut self) -> Option<Vec<u8>>;
+    /// Before the first token of an answer.
+    fn open(&mut self, index: usize) -> Option<Vec<u8>>;
     /// New text.
-    fn text(&mut self, text: &str, reports: &[TokenReport]) -> Vec<u8>;
-    /// The end: one or more events.
-    fn done(&mut self, done: &Done) -> Vec<Vec<u8>>;
+    fn text(&mut self, index: usize, text: &str, reports: &[TokenReport]) -> Vec<u8>;
+    /// The end of an answer.
+    fn done(&mut self, index: usize, done: &Done) -> Vec<u8>;
+    /// After the end of all answers.
+    fn close(&mut self) -> Option<Vec<u8>>;
 }
 
-/// Answers with the events of `generation`. When the client goes away, the body and with it the receiver is dropped;
-/// the task sees that at once, even between tokens, and drops the generation, which cancels it.
+/// Answers with the events of `group`. When the client goes away, the body and with it the receiver is dropped;
+/// the task sees that at once, even between tokens, and drops the group, which cancels it.
 pub fn respond(
     mut response: HttpResponseBuilder,
-    mut generation: Generation,
+    mut group: GenerationGroup,
     running: Running,
     encoder: impl Encoder,
 ) -> HttpResponse {
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
     actix_web::rt::spawn(async move {
-        match pump(&mut generation, encoder, &sender).await {
+        match pump(&mut group, encoder, &sender).await {
             Ok(()) => {}
             Err(Unsent::Gone) => tracing::debug!("a client went away; its generation is cancelled"),
             Err(Unsent::Slow) => {
                 tracing::info!("a client took nothing for {SLOW_READER:?}; its generation is cancelled");
-                generation.cancel_slow_reader();
+                group.cancel_slow_reader();
             }
         }
         drop(running);
@@ -71,19 +73,21 @@ enum Unsent {
 }
 
 async fn pump(
-    generation: &mut Generation,
+    group: &mut GenerationGroup,
     mut encoder: impl Encoder,
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), Unsent> {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
-    if let Some(json) = encoder.open() {
-        send(sender, data(&json)).await?;
+    for index in 0..group.len() {
+        if let Some(json) = encoder.open(index) {
+            send(sender, data(&json)).await?;
+        }
     }
     loop {
         let event = tokio::select! {
             biased;
             () = sender.closed() => return Err(Unsent::Gone),
-            event = generation.recv() => event,
+            event = group.recv() => event,
             _ = ping.tick() => {
                 send(sender, Bytes::from_static(b": ping\n\n")).await?;
                 continue;
@@ -91,20 +95,21 @@ async fn pump(
         };
         ping.reset();
         match event {
-            Some(Event::Text { text, logprobs }) => send(sender, data(&encoder.text(&text, &logprobs))).await?,
-            Some(Event::Done { reason, usage, timings, seed }) => {
-                for json in encoder.done(&Done { reason, usage, timings, seed }) {
-                    send(sender, data(&json)).await?;
-                }
-                break;
+            Some((index, Event::Text { text, logprobs })) => {
+                send(sender, data(&encoder.text(index, &text, &logprobs))).await?;
             }
-            Some(Event::Failed(error)) => {
+            Some((index, Event::Done { reason, usage, timings, seed })) => {
+                send(sender, data(&encoder.done(index, &Done { reason, usage, timings, seed }))).await?;
+            }
+            // The others are cancelled with it: a client that asked for several wants all.
+            Some((_, Event::Failed(error))) => {
                 send(sender, data(&ApiError::from(error).to_json())).await?;
                 break;
             }
             None => {
-                let error = ApiError::server("the engine stopped before the answer was complete");
-                send(sender, data(&error.to_json())).await?;
+                if let Some(json) = encoder.close() {
+                    send(sender, data(&json)).await?;
+                }
                 break;
             }
         }

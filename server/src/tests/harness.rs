@@ -181,14 +181,25 @@ impl TestServer {
         server
     }
 
+    /// With another executor each time that the model is loaded.
+    pub(super) fn start_each(executors: Vec<TestExecutor>) -> Self {
+        let server = Self::start_all(executors, EngineOptions::default());
+        server.state.set_ready();
+        server
+    }
+
     /// Like a server whose first model isn't there yet.
     pub(super) fn start_loading(executor: TestExecutor, engine: EngineOptions) -> Self {
+        Self::start_all(vec![executor], engine)
+    }
+
+    fn start_all(executors: Vec<TestExecutor>, engine: EngineOptions) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("Tiny_Test");
         write_model(&path);
-        let executor = Mutex::new(Some(executor));
+        let executors = Mutex::new(executors.into_iter());
         let models = Models::new(vec![Discovered::at(&path).unwrap()], vec![], move |model| {
-            let executor = executor.lock().unwrap().take().expect("the model is loaded once");
+            let executor = executors.lock().unwrap().next().expect("the model isn't loaded more often");
             let options = LoadOptions { engine, name: Some(model.name.clone()), ..LoadOptions::default() };
             load_with(&model.path, &options, |_, _| Ok(Box::new(executor)))
         });

@@ -262,3 +262,79 @@ fn usage_counts_cached_tokens_and_says_why_not_more() {
     assert_eq!(ask(&long, false), (Some(0), miss("disabled")));
     assert_eq!(ask(&short, true), (Some(0), miss("too_short")));
 }
+
+/// Goes on with the tokens in their order, from whatever was drawn first.
+fn counting() -> TestExecutor {
+    TestExecutor::continuing(|tokens| tokens[tokens.len() - 1] + 1, VOCAB, TestExecutor::LIMITS)
+}
+
+#[test]
+fn several_answers_come_as_choices() {
+    let server = TestServer::start(counting());
+    let request = json!({"model": MODEL, "prompt": "x".repeat(40), "max_tokens": 3, "n": 3, "seed": 5});
+    let answer = post(server.address, "/v1/completions", &request).json();
+    let choices = answer["choices"].as_array().unwrap();
+    let indices: Vec<_> = choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 1, 2]);
+    assert!(choices.iter().all(|choice| choice["text"] == "yz{" && choice["finish_reason"] == "length"));
+    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(40), &json!(9)));
+    assert_eq!((&answer["seed"], &answer["timings"]["predicted_n"]), (&json!(5), &json!(9)));
+    let mut request = chat("hi");
+    request["n"] = 2.into();
+    request["max_tokens"] = 2.into();
+    let answer = post(server.address, "/v1/chat/completions", &request).json();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["choices"][1]["message"]["role"], "assistant");
+    request["n"] = 100.into();
+    let reply = post(server.address, "/v1/chat/completions", &request);
+    assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (400, Some("n")));
+}
+
+#[test]
+fn several_answers_stream_side_by_side() {
+    let server = TestServer::start(counting());
+    let mut request = chat("hi");
+    request["n"] = 3.into();
+    request["max_tokens"] = 4.into();
+    request["stream"] = true.into();
+    request["stream_options"] = json!({"include_usage": true});
+    let reply = post(server.address, "/v1/chat/completions", &request);
+    let mut events = reply.events();
+    assert_eq!(events.pop(), Some("[DONE]"));
+    let chunks: Vec<Value> = events.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let (usage, chunks) = chunks.split_last().unwrap();
+    assert_eq!((&usage["choices"], &usage["usage"]["completion_tokens"]), (&json!([]), &json!(12)));
+    for index in 0..3 {
+        let of_choice: Vec<&Value> =
+            chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index).collect();
+        assert_eq!(of_choice[0]["delta"]["role"], "assistant");
+        let text: String = of_choice.iter().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
+        assert_eq!(text, "\u{b}\u{c}\r\u{e}", "after the line break of the template");
+        assert_eq!(of_choice.last().unwrap()["finish_reason"], "length");
+    }
+}
+
+#[test]
+fn a_deadline_is_an_error_with_its_code() {
+    let server = TestServer::start(endless());
+    let request = json!({"model": MODEL, "prompt": "x", "max_tokens": 1500, "deadline_ms": 30});
+    let reply = post(server.address, "/v1/completions", &request);
+    assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (504, Some("deadline_exceeded")));
+    let mut request = request;
+    request["stream"] = true.into();
+    let reply = post(server.address, "/v1/completions", &request);
+    assert!(reply.events().iter().any(|event| event.contains("deadline_exceeded")), "{}", reply.body);
+}
+
+#[test]
+fn a_model_that_panicked_is_loaded_again_for_the_next_request() {
+    let broken = spelling("hello").with_hook(|step, _| if step == 3 { panic!("a broken device") } else { Ok(()) });
+    let server = TestServer::start_each(vec![broken, spelling("well")]);
+    let mut request = chat("hi");
+    request["stream"] = true.into();
+    let reply = post(server.address, "/v1/chat/completions", &request);
+    let error = reply.events().into_iter().find(|event| event.contains("\"error\"")).unwrap().to_owned();
+    assert!(error.contains("a broken device") && error.contains("server_error"), "{error}");
+    let answer = post(server.address, "/v1/chat/completions", &chat("hi")).json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "well");
+}

@@ -64,6 +64,16 @@ impl Region<Line> {
         self.cells.as_ptr().cast_mut().cast::<u8>().wrapping_add(start)
     }
 
+    /// Copies `len` bytes. All three are multiples of a line.
+    pub(super) fn copy_bytes(&mut self, from: usize, to: usize, len: usize) {
+        let size = size_of::<Line>();
+        assert!([from, to, len].iter().all(|bytes| bytes.is_multiple_of(size)), "region: a part of a line is copied");
+        for index in 0..len / size {
+            let line = *self.cells[from / size + index].get_mut();
+            *self.cells[to / size + index].get_mut() = line;
+        }
+    }
+
     /// # Safety
     /// No thread writes to the range while the result lives.
     pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {

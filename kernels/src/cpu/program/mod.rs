@@ -176,6 +176,25 @@ impl Program {
         self.code.num_blocks
     }
 
+    /// Copies a block of the KV pool, the keys and values of every cache, over another one.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when one of them is outside the pool.
+    pub fn copy_block(&mut self, from: u32, to: u32) -> Result<(), ProgramError> {
+        let (from, to) = (from as usize, to as usize);
+        if from.max(to) >= self.code.num_blocks {
+            let what = format!("block {from} to {to} of a pool of {}", self.code.num_blocks);
+            return Err(ProgramError::Step(what));
+        }
+        for cache in &self.code.caches {
+            for (start, dim) in [(cache.k, cache.k_dim), (cache.v, cache.v_dim)] {
+                let bytes = cache.num_kv_heads * self.code.kv.block_bytes(dim);
+                self.memory.kv.copy_bytes(start + from * bytes, start + to * bytes, bytes);
+            }
+        }
+        Ok(())
+    }
+
     /// Workers.
     pub fn num_workers(&self) -> usize {
         self.team.num_workers()

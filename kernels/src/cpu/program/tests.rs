@@ -278,6 +278,30 @@ fn attention_program(num_workers: usize, kv: KvType, num_blocks: usize) -> Progr
 }
 
 #[test]
+fn a_copied_block_is_read_like_its_original() {
+    for kv in KvType::ALL {
+        let mut program = attention_program(2, kv, 4);
+        let step = |program: &mut Program, tokens: &[u32], start: usize, blocks: &[u32]| {
+            let seqs = [SeqInput { rows: 0..tokens.len(), start, table: 0..blocks.len() }];
+            let (seq_of_row, outputs) = (vec![0; tokens.len()], vec![tokens.len() as u32 - 1]);
+            let input =
+                StepInput { tokens, seqs: &seqs, seq_of_row: &seq_of_row, blocks, outputs: &outputs, ropes: &[] };
+            program.run(&input).unwrap().to_vec()
+        };
+        let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
+        step(&mut program, &tokens, 0, &[0, 3]);
+        program.copy_block(3, 1).unwrap();
+        let original = step(&mut program, &[5], 40, &[0, 3]);
+        // The copy doesn't see what was written to the original since, nor the other way round.
+        assert_eq!(step(&mut program, &[5], 40, &[0, 1]), original, "{kv:?}");
+        let other = step(&mut program, &[6], 41, &[0, 1]);
+        step(&mut program, &[9], 41, &[0, 3]);
+        assert_eq!(step(&mut program, &[6], 41, &[0, 1]), other, "{kv:?}");
+        assert!(program.copy_block(4, 1).is_err() && program.copy_block(1, 4).is_err());
+    }
+}
+
+#[test]
 fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one() {
     let num_tokens: usize = 2600;
     let tokens: Vec<u32> = (0..num_tokens as u32).map(|i| i * i % 37).collect();

@@ -70,6 +70,13 @@ impl PagedKv {
         Self { keys: blocks(spec.k_dim), values: blocks(spec.v_dim), spec }
     }
 
+    /// Copies a block over another one.
+    pub(super) fn copy_block(&mut self, from: u32, to: u32) {
+        for Blocks { blocks, .. } in [&mut self.keys, &mut self.values] {
+            blocks[to as usize] = blocks[from as usize].clone();
+        }
+    }
+
     /// Appends `k` and `v` (`[tokens, heads · dim]`) and attends with `q`, sequence by sequence. Returns
     /// `[tokens, num_heads · v_dim]`.
     pub(super) fn attend(

@@ -17,7 +17,7 @@ use candle_nn::ops;
 use candle_nn::rotary_emb::{rope, rope_i};
 
 use crate::error::{Error, Result};
-use crate::exec::batch::{OutputRows, SeqStep, StepBatch};
+use crate::exec::batch::{Numerics, OutputRows, SeqStep, StepBatch};
 use crate::exec::options::ExecOptions;
 use crate::exec::{Executor, Limits, PrefixReuse, StepOutput};
 use crate::plan::rope::fill_cos_sin;
@@ -111,6 +111,12 @@ impl CandleExecutor {
             return Ok(Tensor::zeros((0, self.width()), candle_core::DType::F32, &Device::Cpu)?);
         }
         step.buffer(self.plan.output)
+    }
+
+    fn run_to_output(&mut self, batch: &StepBatch) -> Result<()> {
+        let rows: Vec<f32> = self.run(batch)?.flatten_all()?.to_vec1()?;
+        self.output.extend(rows);
+        Ok(())
     }
 
     fn width(&self) -> usize {
@@ -307,11 +313,25 @@ impl Executor for CandleExecutor {
         PrefixReuse::of(&self.plan)
     }
 
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        self.limits.check_copy(from, to)?;
+        self.kv.iter_mut().for_each(|cache| cache.copy_block(from, to));
+        Ok(())
+    }
+
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         batch.validate(&self.limits, self.plan.vocab_size)?;
         self.refuse_pieces(batch)?;
         let (num_rows, width) = (batch.num_outputs(), self.width());
-        self.output = if batch.tokens.is_empty() { Vec::new() } else { self.run(batch)?.flatten_all()?.to_vec1()? };
+        self.output.clear();
+        match batch.numerics {
+            _ if batch.tokens.is_empty() => {}
+            Numerics::Fast => self.run_to_output(batch)?,
+            // candle's matmuls choose their kernels by the number of rows.
+            Numerics::Invariant => {
+                batch.for_each_row(&mut StepBatch::default(), |row| self.run_to_output(row))?;
+            }
+        }
         Ok(StepOutput { num_rows, width, data: &self.output })
     }
 }

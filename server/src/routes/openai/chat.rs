@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use actix_web::http::Method;
@@ -9,10 +10,10 @@ use serde_json::{Map, Value, json};
 use shimmy_runtime::models::LoadedModel;
 
 use super::fields::Fields;
-use super::generate::{Begun, add_ignored, begin};
+use super::generate::{Begun, add_ignored, begin, client_of};
 use super::messages;
-use super::sampling::{Generation, take_max_tokens};
-use super::types::{Answer, Done, Head, StreamUsage, TokenReport, chat_logprobs, finish_reason};
+use super::sampling::{Generation, take_max_tokens, take_num_answers};
+use super::types::{Answer, Done, Head, StreamUsage, TokenReport, Totals, chat_logprobs, finish_reason};
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::routes::{read_body, resource};
@@ -30,6 +31,7 @@ pub struct ChatRequest {
     /// As templates read them.
     messages: Value,
     template_kwargs: Map<String, Value>,
+    num_answers: NonZeroUsize,
     stream: bool,
     usage: StreamUsage,
     max_tokens: Option<usize>,
@@ -60,8 +62,6 @@ pub fn stream_usage(fields: &mut Fields) -> Result<StreamUsage, ApiError> {
 /// # Errors
 /// 400 that names the field.
 pub fn refuse_common(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.refuse("n", &[json!(1)], "one answer a request; send several requests")?;
-    fields.refuse("best_of", &[json!(1)], "one answer a request")?;
     fields.refuse(
         "response_format",
         &[json!({"type": "text"})],
@@ -108,6 +108,7 @@ impl ChatRequest {
             model,
             messages,
             template_kwargs,
+            num_answers: take_num_answers(&mut fields)?,
             stream: fields.take("stream")?.unwrap_or(false),
             usage: stream_usage(&mut fields)?,
             max_tokens: max_tokens(&mut fields)?,
@@ -157,9 +158,19 @@ async fn chat(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
-    let ChatRequest { model, messages, template_kwargs, stream, usage, max_tokens, logprobs, generation, ignored } =
-        ChatRequest::parse(&body)?;
-    let begun = begin(state, model, move |model| {
+    let ChatRequest {
+        model,
+        messages,
+        template_kwargs,
+        num_answers,
+        stream,
+        usage,
+        max_tokens,
+        logprobs,
+        generation,
+        ignored,
+    } = ChatRequest::parse(&body)?;
+    let begun = begin(state, client_of(&request), model, num_answers, move |model| {
         let prompt = model.encode_chat(&messages, &template_kwargs)?;
         Ok(generation.into_request(prompt, &model.defaults, max_tokens, logprobs))
     })
@@ -168,24 +179,26 @@ async fn chat(
     add_ignored(&mut response, ignored);
     if stream {
         let head = Head::new("chatcmpl", "chat.completion.chunk", &begun.model.name);
-        let encoder = Chunks { head, usage, logprobs: logprobs.is_some(), model: begun.model };
-        return Ok(sse::respond(response, begun.generation, begun.running, encoder));
+        let totals = Totals::default();
+        let encoder = Chunks { head, usage, logprobs: logprobs.is_some(), model: begun.model, totals };
+        return Ok(sse::respond(response, begun.group, begun.running, encoder));
     }
-    let Begun { model, generation, running: _running } = begun;
-    let answer = generation.collect().await?;
+    let Begun { model, group, running: _running } = begun;
+    let answers = group.collect().await?;
     let head = Head::new("chatcmpl", "chat.completion", &model.name);
-    let choice = Choice {
-        index: 0,
+    let choices = answers.iter().enumerate().map(|(index, answer)| Choice {
+        index,
         message: Message { role: "assistant", content: &answer.text, refusal: None },
         logprobs: logprobs.map(|_| chat_logprobs(&model.tokenizer, &answer.logprobs)),
         finish_reason: finish_reason(answer.reason),
-    };
-    Ok(response.content_type("application/json").body(Answer::whole(&head, choice, &answer).to_json()))
+    });
+    let answer = Answer::whole(&head, choices.collect(), &Totals::of(&answers));
+    Ok(response.content_type("application/json").body(answer.to_json()))
 }
 
 #[derive(Serialize)]
 struct Choice<'a> {
-    index: u32,
+    index: usize,
     message: Message<'a>,
     logprobs: Option<Value>,
     finish_reason: &'static str,
@@ -200,7 +213,7 @@ struct Message<'a> {
 
 #[derive(Serialize)]
 struct ChunkChoice<'a> {
-    index: u32,
+    index: usize,
     delta: Delta<'a>,
     logprobs: Option<Value>,
     finish_reason: Option<&'static str>,
@@ -220,32 +233,35 @@ struct Chunks {
     usage: StreamUsage,
     logprobs: bool,
     model: Arc<LoadedModel>,
+    totals: Totals,
 }
 
 impl Chunks {
-    fn chunk(&self, delta: Delta<'_>, logprobs: Option<Value>, done: Option<&Done>) -> Vec<u8> {
+    fn chunk(&self, index: usize, delta: Delta<'_>, logprobs: Option<Value>, done: Option<&Done>) -> Vec<u8> {
         let finish_reason = done.map(|done| finish_reason(done.reason));
-        let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason };
+        let choice = ChunkChoice { index, delta, logprobs, finish_reason };
         Answer::chunk(&self.head, choice, self.usage, done).to_json()
     }
 }
 
 impl sse::Encoder for Chunks {
-    fn open(&mut self) -> Option<Vec<u8>> {
-        Some(self.chunk(Delta { role: Some("assistant"), content: Some("") }, None, None))
+    fn open(&mut self, index: usize) -> Option<Vec<u8>> {
+        Some(self.chunk(index, Delta { role: Some("assistant"), content: Some("") }, None, None))
     }
 
-    fn text(&mut self, text: &str, reports: &[TokenReport]) -> Vec<u8> {
+    fn text(&mut self, index: usize, text: &str, reports: &[TokenReport]) -> Vec<u8> {
         let logprobs = self.logprobs.then(|| chat_logprobs(&self.model.tokenizer, reports));
-        self.chunk(Delta { role: None, content: Some(text) }, logprobs, None)
+        self.chunk(index, Delta { role: None, content: Some(text) }, logprobs, None)
     }
 
-    fn done(&mut self, done: &Done) -> Vec<Vec<u8>> {
-        let mut chunks = vec![self.chunk(Delta { role: None, content: None }, None, Some(done))];
-        if self.usage == StreamUsage::Last {
-            chunks.push(Answer::<ChunkChoice<'_>>::usage_only(&self.head, done.usage).to_json());
-        }
-        chunks
+    fn done(&mut self, index: usize, done: &Done) -> Vec<u8> {
+        self.totals.add(index, done);
+        self.chunk(index, Delta { role: None, content: None }, None, Some(done))
+    }
+
+    fn close(&mut self) -> Option<Vec<u8>> {
+        let usage = self.totals.usage;
+        (self.usage == StreamUsage::Last).then(|| Answer::<ChunkChoice<'_>>::usage_only(&self.head, usage).to_json())
     }
 }
 
@@ -285,7 +301,9 @@ mod tests {
     #[test]
     fn what_would_change_the_answer_is_refused_by_name() {
         for (extra, param) in [
-            (json!({"n": 2}), "n"),
+            (json!({"n": 0}), "n"),
+            (json!({"n": 17}), "n"),
+            (json!({"n": 2, "best_of": 3}), "best_of"),
             (json!({"tools": [{"type": "function"}]}), "tools"),
             (json!({"tool_choice": "required"}), "tool_choice"),
             (json!({"response_format": {"type": "json_object"}}), "response_format"),

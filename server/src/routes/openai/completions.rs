@@ -1,5 +1,6 @@
 //! `POST /v1/completions`.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use actix_web::http::Method;
@@ -10,9 +11,9 @@ use shimmy_runtime::models::LoadedModel;
 
 use super::chat::{refuse_common, stream_usage};
 use super::fields::Fields;
-use super::generate::{Begun, add_ignored, begin};
-use super::sampling::{Generation, take_max_tokens};
-use super::types::{Answer, Done, Head, StreamUsage, TokenReport, completion_logprobs, finish_reason};
+use super::generate::{Begun, add_ignored, begin, client_of};
+use super::sampling::{Generation, take_max_tokens, take_num_answers};
+use super::types::{Answer, Done, Head, StreamUsage, TokenReport, Totals, completion_logprobs, finish_reason};
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::routes::{read_body, resource};
@@ -38,6 +39,7 @@ enum Prompt {
 pub struct CompletionRequest {
     model: Option<String>,
     prompt: Prompt,
+    num_answers: NonZeroUsize,
     stream: bool,
     usage: StreamUsage,
     max_tokens: usize,
@@ -64,6 +66,7 @@ impl CompletionRequest {
         Ok(Self {
             model: fields.take("model")?,
             prompt: prompt(&mut fields)?,
+            num_answers: take_num_answers(&mut fields)?,
             stream: fields.take("stream")?.unwrap_or(false),
             usage: stream_usage(&mut fields)?,
             max_tokens: take_max_tokens(&mut fields, "max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS),
@@ -126,9 +129,9 @@ async fn complete(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
-    let CompletionRequest { model, prompt, stream, usage, max_tokens, logprobs, generation, ignored } =
+    let CompletionRequest { model, prompt, num_answers, stream, usage, max_tokens, logprobs, generation, ignored } =
         CompletionRequest::parse(&body)?;
-    let begun = begin(state, model, move |model| {
+    let begun = begin(state, client_of(&request), model, num_answers, move |model| {
         let prompt = encode(&prompt, model)?;
         Ok(generation.into_request(prompt, &model.defaults, Some(max_tokens), logprobs))
     })
@@ -138,23 +141,24 @@ async fn complete(
     let head = Head::new("cmpl", "text_completion", &begun.model.name);
     if stream {
         let model = logprobs.map(|_| begun.model);
-        let encoder = Chunks { head, usage, model, offset: 0 };
-        return Ok(sse::respond(response, begun.generation, begun.running, encoder));
+        let encoder = Chunks { head, usage, model, offsets: vec![0; num_answers.get()], totals: Totals::default() };
+        return Ok(sse::respond(response, begun.group, begun.running, encoder));
     }
-    let Begun { model, generation, running: _running } = begun;
-    let answer = generation.collect().await?;
-    let choice = Choice {
-        index: 0,
+    let Begun { model, group, running: _running } = begun;
+    let answers = group.collect().await?;
+    let choices = answers.iter().enumerate().map(|(index, answer)| Choice {
+        index,
         text: &answer.text,
         logprobs: logprobs.map(|_| completion_logprobs(&model.tokenizer, &answer.logprobs, &mut 0)),
         finish_reason: Some(finish_reason(answer.reason)),
-    };
-    Ok(response.content_type("application/json").body(Answer::whole(&head, choice, &answer).to_json()))
+    });
+    let answer = Answer::whole(&head, choices.collect(), &Totals::of(&answers));
+    Ok(response.content_type("application/json").body(answer.to_json()))
 }
 
 #[derive(Serialize)]
 struct Choice<'a> {
-    index: u32,
+    index: usize,
     text: &'a str,
     logprobs: Option<Value>,
     finish_reason: Option<&'static str>,
@@ -166,35 +170,38 @@ struct Chunks {
     usage: StreamUsage,
     /// Whose tokens to spell, if log-probabilities were asked for.
     model: Option<Arc<LoadedModel>>,
-    /// Characters sent so far.
-    offset: usize,
+    /// Characters of each answer sent so far.
+    offsets: Vec<usize>,
+    totals: Totals,
 }
 
 impl Chunks {
-    fn chunk(&self, text: &str, logprobs: Option<Value>, done: Option<&Done>) -> Vec<u8> {
+    fn chunk(&self, index: usize, text: &str, logprobs: Option<Value>, done: Option<&Done>) -> Vec<u8> {
         let finish_reason = done.map(|done| finish_reason(done.reason));
-        let choice = Choice { index: 0, text, logprobs, finish_reason };
+        let choice = Choice { index, text, logprobs, finish_reason };
         Answer::chunk(&self.head, choice, self.usage, done).to_json()
     }
 }
 
 impl sse::Encoder for Chunks {
-    fn open(&mut self) -> Option<Vec<u8>> {
+    fn open(&mut self, _: usize) -> Option<Vec<u8>> {
         None
     }
 
-    fn text(&mut self, text: &str, reports: &[TokenReport]) -> Vec<u8> {
+    fn text(&mut self, index: usize, text: &str, reports: &[TokenReport]) -> Vec<u8> {
         let model = self.model.clone();
-        let logprobs = model.map(|model| completion_logprobs(&model.tokenizer, reports, &mut self.offset));
-        self.chunk(text, logprobs, None)
+        let logprobs = model.map(|model| completion_logprobs(&model.tokenizer, reports, &mut self.offsets[index]));
+        self.chunk(index, text, logprobs, None)
     }
 
-    fn done(&mut self, done: &Done) -> Vec<Vec<u8>> {
-        let mut chunks = vec![self.chunk("", None, Some(done))];
-        if self.usage == StreamUsage::Last {
-            chunks.push(Answer::<Choice<'_>>::usage_only(&self.head, done.usage).to_json());
-        }
-        chunks
+    fn done(&mut self, index: usize, done: &Done) -> Vec<u8> {
+        self.totals.add(index, done);
+        self.chunk(index, "", None, Some(done))
+    }
+
+    fn close(&mut self) -> Option<Vec<u8>> {
+        let usage = self.totals.usage;
+        (self.usage == StreamUsage::Last).then(|| Answer::<Choice<'_>>::usage_only(&self.head, usage).to_json())
     }
 }
 

@@ -1,22 +1,24 @@
 //! What chat and plain completions share: find the model and start the generation.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use actix_web::http::header::HeaderValue;
-use actix_web::{HttpResponseBuilder, web};
-use shimmy_runtime::engine::{GenerateRequest, Generation};
+use actix_web::{HttpRequest, HttpResponseBuilder, web};
+use shimmy_runtime::engine::{GenerateRequest, GenerationGroup};
 use shimmy_runtime::models::LoadedModel;
 
 use crate::app::{AppState, Phase};
 use crate::drain::Running;
 use crate::error::ApiError;
 
-/// A generation that was accepted.
+/// Generations that were accepted.
 pub struct Begun {
     /// Who answers.
     pub model: Arc<LoadedModel>,
-    /// Its events; dropping it cancels.
-    pub generation: Generation,
+    /// The events of all answers; dropping it cancels them.
+    pub group: GenerationGroup,
     /// Holds a shutdown up.
     pub running: Running,
 }
@@ -28,7 +30,9 @@ pub struct Begun {
 /// 503 while starting or shutting down, 404 for an unknown model, and what `build` or the engine refuse.
 pub async fn begin(
     state: web::Data<AppState>,
+    client: u64,
     name: Option<String>,
+    num_answers: NonZeroUsize,
     build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
 ) -> Result<Begun, ApiError> {
     let running = state.gate.enter()?;
@@ -48,13 +52,25 @@ pub async fn begin(
             }
         };
         let model = state.models.get(name).map_err(|error| ApiError::from(&*error))?;
-        let request = build(&model)?;
-        let generation = model.engine.submit(request)?;
-        Ok((model, generation))
+        let mut request = build(&model)?;
+        request.class.client = client;
+        let group = model.engine.submit_group(request, num_answers)?;
+        Ok((model, group))
     });
-    let (model, generation) =
+    let (model, group) =
         started.await.map_err(|_| ApiError::server("the request could not be started; the log says why"))??;
-    Ok(Begun { model, generation, running })
+    Ok(Begun { model, group, running })
+}
+
+/// Who asks, for taking turns: the key that a client sends, and its address. Nobody has checked the key; who makes up new
+/// ones takes more turns.
+pub fn client_of(request: &HttpRequest) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    request.peer_addr().map(|address| address.ip()).hash(&mut hasher);
+    for name in ["authorization", "x-api-key"] {
+        request.headers().get(name).map(HeaderValue::as_bytes).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// Names the request's fields that had no effect.

@@ -1,16 +1,20 @@
 //! The fields that chat and plain completions share: how to draw, when to stop, how much to say.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
-use shimmy_runtime::engine::{GenerateRequest, PromptCache, SamplingParams};
+use shimmy_runtime::engine::{Class, GenerateRequest, Numerics, PromptCache, SamplingParams};
 
 use super::fields::Fields;
 use crate::error::ApiError;
 
 /// Most stop strings.
 const MAX_STOPS: usize = 4;
+/// Most answers to a prompt.
+const MAX_ANSWERS: usize = 16;
 /// Most bytes of one.
 const MAX_STOP_BYTES: usize = 1024;
 /// Most entries of `logit_bias`.
@@ -33,6 +37,9 @@ pub struct Generation {
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
     prompt_cache: PromptCache,
+    numerics: Numerics,
+    priority: i32,
+    deadline: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -83,6 +90,10 @@ impl Generation {
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         refuse_other_samplers(fields)?;
         let seed = seed(fields)?;
+        let numerics = match fields.take("deterministic")?.unwrap_or(false) {
+            true => Numerics::Invariant,
+            false => Numerics::Fast,
+        };
         let any = f32::INFINITY;
         Ok(Self {
             temperature: fields.take_in("temperature", 0.0, 100.0)?,
@@ -98,12 +109,18 @@ impl Generation {
             stop: stop(fields)?,
             stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
-            // A prompt from the cache is rounded in other places than one that is computed whole. Who names a seed wants
-            // the same answer again.
-            prompt_cache: match fields.take("cache_prompt")?.unwrap_or(seed.is_none()) {
+            // A prompt from the cache is rounded in other places than one that is computed whole, unless it is exact. Who
+            // names a seed wants the same answer again.
+            numerics,
+            prompt_cache: match fields
+                .take("cache_prompt")?
+                .unwrap_or(seed.is_none() || numerics == Numerics::Invariant)
+            {
                 true => PromptCache::Use,
                 false => PromptCache::Skip,
             },
+            priority: fields.take("priority")?.unwrap_or(0),
+            deadline: deadline(fields)?,
         })
     }
 
@@ -136,6 +153,9 @@ impl Generation {
             ignore_eos: self.ignore_eos,
             logprobs,
             prompt_cache: self.prompt_cache,
+            numerics: self.numerics,
+            class: Class { priority: self.priority, client: 0 },
+            deadline: self.deadline,
         }
     }
 }
@@ -148,6 +168,14 @@ fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
         Some(k) => usize::try_from(k)
             .map(Some)
             .map_err(|_| ApiError::param("top_k", format!("`top_k` must be at least 1, or 0 or -1 for off, got {k}"))),
+    }
+}
+
+/// Milliseconds from the request's arrival at the engine.
+fn deadline(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
+    match fields.take::<u64>("deadline_ms")? {
+        Some(0) => Err(ApiError::param("deadline_ms", "`deadline_ms` must be at least 1; leave it out for none")),
+        deadline => Ok(deadline.map(Duration::from_millis)),
     }
 }
 
@@ -198,6 +226,18 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     Ok(biases)
 }
 
+/// Takes `n`, how many answers are wanted, and refuses a `best_of` that would choose among more.
+///
+/// # Errors
+/// 400 that names the field.
+pub fn take_num_answers(fields: &mut Fields) -> Result<NonZeroUsize, ApiError> {
+    let wanted = fields.take::<i64>("n")?.unwrap_or(1);
+    let wrong = || ApiError::param("n", format!("`n` must be between 1 and {MAX_ANSWERS}, got {wanted}"));
+    let n = usize::try_from(wanted).ok().filter(|&n| n <= MAX_ANSWERS).and_then(NonZeroUsize::new).ok_or_else(wrong)?;
+    fields.refuse("best_of", &[json!(n)], "every answer is returned; ask for as many with `n`")?;
+    Ok(n)
+}
+
 /// Takes a number of tokens.
 ///
 /// # Errors
@@ -234,6 +274,7 @@ mod tests {
             "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 9,
             "presence_penalty": 0.2, "frequency_penalty": -0.3, "seed": 5, "logit_bias": {"11": -100, "3": 2.5},
             "stop": ["a", "b"], "stop_token_ids": [4], "ignore_eos": true, "cache_prompt": false,
+            "priority": -2, "deadline_ms": 1500, "deterministic": true,
         }))
         .unwrap();
         let expected = SamplingParams {
@@ -254,6 +295,8 @@ mod tests {
             (vec!["a".into(), "b".into()], vec![4], true)
         );
         assert_eq!(request.prompt_cache, PromptCache::Skip);
+        assert_eq!(request.numerics, Numerics::Invariant);
+        assert_eq!((request.class.priority, request.deadline), (-2, Some(Duration::from_millis(1500))));
     }
 
     #[test]
@@ -272,6 +315,7 @@ mod tests {
             (json!({"cache_prompt": false}), PromptCache::Skip),
             (json!({"seed": 1}), PromptCache::Skip),
             (json!({"seed": 1, "cache_prompt": true}), PromptCache::Use),
+            (json!({"seed": 1, "deterministic": true}), PromptCache::Use),
         ] {
             assert_eq!(take(value.clone()).unwrap().prompt_cache, expected, "{value}");
         }
@@ -296,6 +340,9 @@ mod tests {
             (json!({"mirostat": 2}), "mirostat"),
             (json!({"dry_multiplier": 0.8}), "dry_multiplier"),
             (json!({"grammar": "root ::= x"}), "grammar"),
+            (json!({"deadline_ms": 0}), "deadline_ms"),
+            (json!({"deadline_ms": -5}), "deadline_ms"),
+            (json!({"priority": 1.5}), "priority"),
         ] {
             let error = take(value.clone()).expect_err(&value.to_string());
             assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{value}");

@@ -153,7 +153,7 @@ pub struct Answer<'a, C> {
     /// Who answers.
     #[serde(flatten)]
     pub head: &'a Head,
-    /// One, or none in the chunk that only has usage.
+    /// One in a chunk, or none in the one that only has usage.
     pub choices: Vec<C>,
     /// `None`: no field; `Some(None)`: null, as chunks before the last one say it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,14 +167,14 @@ pub struct Answer<'a, C> {
 }
 
 impl<'a, C: Serialize> Answer<'a, C> {
-    /// All of an answer.
-    pub fn whole(head: &'a Head, choice: C, answer: &engine::Answer) -> Self {
+    /// All answers to a prompt. `totals` sums them up.
+    pub fn whole(head: &'a Head, choices: Vec<C>, totals: &Totals) -> Self {
         Self {
             head,
-            choices: vec![choice],
-            usage: Some(Some(answer.usage.into())),
-            timings: Some(Timings::new(&answer.timings, &answer.usage)),
-            seed: Some(answer.seed),
+            choices,
+            usage: Some(Some(totals.usage.into())),
+            timings: Some(Timings::new(&totals.timings, &totals.usage)),
+            seed: Some(totals.seed),
         }
     }
 
@@ -198,6 +198,45 @@ impl<'a, C: Serialize> Answer<'a, C> {
     pub fn to_json(&self) -> Vec<u8> {
         // Strings, numbers and string-keyed maps always serialise; a float that isn't finite becomes null.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// All answers to one prompt as one: it was computed once, and the answers ran side by side.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    /// The prompt of one, the answers of all.
+    pub usage: engine::Usage,
+    /// Of prediction the longest.
+    pub timings: engine::Timings,
+    /// The first answer's; the others count up from it.
+    pub seed: u64,
+    num_answers: usize,
+}
+
+impl Totals {
+    /// Adds an answer.
+    pub fn add(&mut self, index: usize, done: &Done) {
+        let completion_tokens = self.usage.completion_tokens + done.usage.completion_tokens;
+        let predicted_ms = self.timings.predicted_ms.max(done.timings.predicted_ms);
+        if self.num_answers == 0 {
+            (self.usage, self.timings) = (done.usage, done.timings);
+        }
+        if index == 0 {
+            self.seed = done.seed;
+        }
+        self.usage.completion_tokens = completion_tokens;
+        self.timings.predicted_ms = predicted_ms;
+        self.num_answers += 1;
+    }
+
+    /// The sum of whole answers.
+    pub fn of(answers: &[engine::Answer]) -> Self {
+        let mut totals = Self::default();
+        for (index, answer) in answers.iter().enumerate() {
+            let engine::Answer { reason, usage, timings, seed, .. } = *answer;
+            totals.add(index, &Done { reason, usage, timings, seed });
+        }
+        totals
     }
 }
 
@@ -258,6 +297,21 @@ mod tests {
         assert_eq!((timings.predicted_n, timings.predicted_per_second()), (11, Some(100.0)));
         let one = engine::Usage { completion_tokens: 1, ..usage };
         assert_eq!(Timings::new(&engine::Timings::default(), &one).predicted_per_second(), None);
+    }
+
+    #[test]
+    fn several_answers_count_their_prompt_once() {
+        let done = |completion_tokens, predicted_ms, seed| Done {
+            reason: FinishReason::Stop,
+            usage: engine::Usage { prompt_tokens: 50, cached_tokens: 32, cache_miss: None, completion_tokens },
+            timings: engine::Timings { queue_ms: 1.0, prompt_ms: 2.0, predicted_ms },
+            seed,
+        };
+        let mut totals = Totals::default();
+        totals.add(1, &done(5, 30.0, 8));
+        totals.add(0, &done(7, 20.0, 7));
+        assert_eq!((totals.usage.prompt_tokens, totals.usage.cached_tokens), (50, 32));
+        assert_eq!((totals.usage.completion_tokens, totals.timings.predicted_ms, totals.seed), (12, 30.0, 7));
     }
 
     #[test]
