@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
-    Answer, Engine, EngineOptions, GenerateRequest, PrefixCache, PrefixMiss, SamplingParams, Vocabulary,
+    Answer, Engine, EngineOptions, GenerateRequest, PrefixCache, PrefixMiss, SamplingParams, Speculation, Vocabulary,
 };
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse};
 use shimmy_runtime::loader::ModelFile;
@@ -49,7 +49,9 @@ fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_toke
         kv_type: KvType::F32,
     };
     let executor = exec::build(plan, &options).unwrap();
-    let options = EngineOptions { prefix_cache, ..EngineOptions::default() };
+    // Guesses must not change an answer either.
+    let speculation = if max_step_tokens == 40 { Speculation::Ngram } else { Speculation::Off };
+    let options = EngineOptions { prefix_cache, speculation, max_running: 20, ..EngineOptions::default() };
     Engine::start("golden", executor, Arc::new(Ids(plan.vocab_size)), options).unwrap()
 }
 

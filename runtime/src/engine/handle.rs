@@ -1,7 +1,7 @@
 //! [`Engine`] and [`Generation`]: the engine as its clients see it.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use super::group::GenerationGroup;
 use super::metrics::Metrics;
 use super::output::Entry;
-use super::request::{Event, FinishReason, GenerateRequest, Numerics, Timings, Usage};
+use super::places::Places;
+use super::request::{Event, FinishReason, GenerateRequest, Numerics, Speculation, Timings, Usage};
 use super::sequence::{EventSender, Submission};
 use super::validate::validate;
 use super::vocabulary::Vocabulary;
@@ -22,7 +23,8 @@ use crate::exec::{Executor, Limits, PrefixReuse};
 /// How an engine treats its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Most requests that wait for their first step; the next is [`Error::Overloaded`].
+    /// Most requests that wait for their first step; the next is [`Error::Overloaded`]. A quarter of the places is kept for
+    /// clients that have nothing waiting.
     pub queue: usize,
     /// Most generations that run at once, as far as the executor's limits allow.
     pub max_running: usize,
@@ -32,6 +34,8 @@ pub struct EngineOptions {
     pub prefix_cache: PrefixCache,
     /// Of requests that don't ask for more.
     pub numerics: Numerics,
+    /// Of requests that don't say. A model whose keys depend on the length of the text never guesses.
+    pub speculation: Speculation,
 }
 
 /// Whether an engine keeps computed prompts. A model whose keys depend on the length of the text never does.
@@ -52,6 +56,7 @@ impl Default for EngineOptions {
             max_unread_events: 4096,
             prefix_cache: PrefixCache::On,
             numerics: Numerics::Fast,
+            speculation: Speculation::Off,
         }
     }
 }
@@ -81,6 +86,10 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Tokens guessed and computed.
+    pub guessed_tokens: u64,
+    /// Those of them that were right.
+    pub accepted_tokens: u64,
     /// Generations that ended by themselves.
     pub completed: u64,
     /// Generations whose client went away.
@@ -108,7 +117,7 @@ pub(super) struct Shared {
     stats: Mutex<EngineStats>,
     pub(super) metrics: Metrics,
     /// Requests that were submitted and have had no step yet.
-    pub(super) queued: AtomicUsize,
+    pub(super) places: Places,
     /// How long a client should wait when the queue is full.
     pub(super) retry_after_ms: AtomicU64,
 }
@@ -149,6 +158,8 @@ struct Inner {
     limits: Limits,
     context_tokens: usize,
     options: EngineOptions,
+    /// Keys don't depend on the length of the text: only then may a beginning be shared and a guess be tried.
+    keys_are_fixed: bool,
 }
 
 /// A loaded model at work on its own thread. Clones are handles of the same engine; after the last one is dropped the
@@ -184,13 +195,11 @@ impl Engine {
             stopped: Condvar::new(),
             stats: Mutex::new(stats),
             metrics: Metrics::new(),
-            queued: AtomicUsize::new(0),
+            places: Places::default(),
             retry_after_ms: AtomicU64::new(1000),
         });
-        let prefix_cache = match executor.prefix_reuse() {
-            PrefixReuse::Exact => options.prefix_cache,
-            PrefixReuse::DependsOnLength => PrefixCache::Off,
-        };
+        let keys_are_fixed = executor.prefix_reuse() == PrefixReuse::Exact;
+        let prefix_cache = if keys_are_fixed { options.prefix_cache } else { PrefixCache::Off };
         let (vocabulary_of_worker, shared_of_worker) = (Arc::clone(&vocabulary), Arc::clone(&shared));
         let worker =
             Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, prefix_cache);
@@ -200,7 +209,9 @@ impl Engine {
             .name(thread_name)
             .spawn(move || worker.run())
             .map_err(|error| Error::EngineStopped(format!("no thread for `{name}`: {error}")))?;
-        Ok(Self { inner: Arc::new(Inner { inbox, shared, vocabulary, limits, context_tokens, options }) })
+        Ok(Self {
+            inner: Arc::new(Inner { inbox, shared, vocabulary, limits, context_tokens, options, keys_are_fixed }),
+        })
     }
 
     /// Hands in a request. It never blocks.
@@ -222,7 +233,7 @@ impl Engine {
     }
 
     fn send(&self, mut request: GenerateRequest, num_answers: usize) -> Result<Vec<Generation>> {
-        let Inner { inbox, shared, vocabulary, context_tokens, options, .. } = &*self.inner;
+        let Inner { inbox, shared, vocabulary, context_tokens, options, keys_are_fixed, .. } = &*self.inner;
         let max_total = validate(&request, vocabulary.vocab_size(), *context_tokens)?;
         // Held while sending: a request that is accepted lies before the order to shut down.
         let status = shared.status();
@@ -233,16 +244,16 @@ impl Engine {
                 return Err(Error::EngineStopped(reason.clone()));
             }
         }
-        let places = |queued: usize| Some(queued + num_answers).filter(|&queued| queued <= options.queue);
-        shared
-            .queued
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, places)
-            .map_err(|_| Error::Overloaded { retry_after_ms: shared.retry_after_ms.load(Ordering::Relaxed) })?;
+        if !shared.places.take(request.class.client, num_answers, options.queue) {
+            return Err(Error::Overloaded { retry_after_ms: shared.retry_after_ms.load(Ordering::Relaxed) });
+        }
         let (events, receivers): (Vec<_>, Vec<_>) =
             (0..num_answers).map(|_| EventSender::channel(options.max_unread_events)).unzip();
         if options.numerics == Numerics::Invariant {
             request.numerics = Numerics::Invariant;
         }
+        let speculation = request.speculation.unwrap_or(options.speculation);
+        request.speculation = Some(if *keys_are_fixed { speculation } else { Speculation::Off });
         let submission = Submission { request, max_total, events, submitted: Instant::now() };
         // The thread is gone without having said so only if it was killed; `recv` reports that.
         let _ = inbox.send(Message::Submit(Box::new(submission)));
@@ -261,7 +272,7 @@ impl Engine {
 
     /// What it is doing and has done.
     pub fn stats(&self) -> EngineStats {
-        let queued = self.inner.shared.queued.load(Ordering::Relaxed);
+        let queued = self.inner.shared.places.num_taken();
         EngineStats { queued, ..*self.inner.shared.stats() }
     }
 

@@ -8,6 +8,8 @@
 //! | `validate` | what a request must be |
 //! | `worker` | the thread: the step loop |
 //! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
+//! | `speculate` | guesses of the next tokens |
+//! | `places` | the bounded queue, shared fairly |
 //! | `output` | from token bytes to the text and log-probabilities of events |
 //! | [`metrics`] | distributions of times and sizes, recorded on that thread |
 //! | [`testing`] | executors with exact expectations and no model, for tests of what is built on the engine |
@@ -17,8 +19,10 @@ pub mod group;
 pub mod handle;
 pub mod metrics;
 mod output;
+mod places;
 pub mod request;
 mod sequence;
+mod speculate;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]
@@ -31,7 +35,7 @@ pub use group::GenerationGroup;
 pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, PrefixCache};
 pub use metrics::{Distribution, Histogram, Metrics};
 pub use request::{
-    Class, Event, FinishReason, GenerateRequest, Numerics, PrefixMiss, PromptCache, SamplingParams, Timings,
-    TokenLogprob, Usage,
+    Class, Event, FinishReason, GenerateRequest, Numerics, PrefixMiss, PromptCache, SamplingParams, Speculation,
+    Timings, TokenLogprob, Usage,
 };
 pub use vocabulary::Vocabulary;

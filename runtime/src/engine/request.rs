@@ -59,6 +59,17 @@ pub enum PromptCache {
     Skip,
 }
 
+/// Whether several tokens of an answer are tried in one step. It changes how long an answer takes and not which it is,
+/// but for the rounding of steps with more rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Speculation {
+    /// One token a step.
+    #[default]
+    Off,
+    /// Guesses what followed the last tokens when they occurred before.
+    Ngram,
+}
+
 /// One generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
@@ -80,6 +91,8 @@ pub struct GenerateRequest {
     pub prompt_cache: PromptCache,
     /// Whether its answer may depend on who else is answered meanwhile.
     pub numerics: Numerics,
+    /// Whether tokens are guessed; `None`: as the engine's options say.
+    pub speculation: Option<Speculation>,
     /// Whose it is and how urgent.
     pub class: Class,
     /// Most time from submission to the last token; after it the generation fails.
@@ -99,6 +112,7 @@ impl GenerateRequest {
             logprobs: None,
             prompt_cache: PromptCache::Use,
             numerics: Numerics::Fast,
+            speculation: None,
             class: Class::default(),
             deadline: None,
         }

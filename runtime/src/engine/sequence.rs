@@ -9,6 +9,7 @@ use super::output::{Output, Piece};
 use super::request::{
     Class, Event, FinishReason, GenerateRequest, Numerics, PromptCache, Timings, TokenLogprob, Usage,
 };
+use super::speculate::Guesser;
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 use crate::kv::{PrefixMiss, PrefixSpace};
@@ -106,6 +107,7 @@ pub(super) struct Sequence {
     /// Further answers to the same prompt: they wait for its last token here, and go on by themselves from then.
     pub(super) siblings: Vec<Self>,
     pub(super) class: Class,
+    pub(super) guesser: Guesser,
     num_prompt: usize,
     max_total: usize,
     stop_token_ids: Vec<u32>,
@@ -132,6 +134,7 @@ impl Sequence {
             events,
             siblings: Vec::new(),
             class: request.class,
+            guesser: Guesser::new(request.speculation.unwrap_or_default()),
             num_prompt,
             max_total,
             stop_token_ids: request.stop_token_ids,
@@ -176,6 +179,12 @@ impl Sequence {
         self.first_step.get_or_insert(now);
         self.cached = (cached_tokens, miss);
         self.siblings.iter_mut().for_each(|sibling| sibling.start(now, cached_tokens, miss));
+    }
+
+    /// Guesses its next tokens and says how many: no more than may still come after the one that isn't guessed.
+    pub(super) fn guess(&mut self) -> usize {
+        let most = (self.max_total - self.tokens.len()).saturating_sub(1);
+        self.guesser.guess(&self.tokens, most).len()
     }
 
     /// What to tell its client if its deadline has passed.

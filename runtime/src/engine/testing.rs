@@ -133,7 +133,7 @@ impl TestExecutor {
             if seq.tokens.is_empty() || end > seq.num_tokens || seq.num_tokens > self.limits.max_context {
                 return Err(broken(format!("a piece {}..{end} of {} tokens", seq.start, seq.num_tokens)));
             }
-            if (seq.output == OutputRows::Last) != (end == seq.num_tokens) {
+            if (seq.output != OutputRows::None) != (end == seq.num_tokens) {
                 return Err(broken(format!("output {:?} at {end} of {}", seq.output, seq.num_tokens)));
             }
             if seq.blocks.len() * BLOCK_TOKENS < end {
@@ -227,22 +227,27 @@ impl Executor for TestExecutor {
         for seq in &batch.seqs {
             let blocks = &batch.blocks[seq.blocks.clone()];
             let history = self.read(blocks, seq.start + seq.tokens.len())?;
-            if seq.output == OutputRows::None {
-                continue;
-            }
-            let next = match &self.logits {
-                Logits::Hash => {
-                    self.rows.extend(hash_logits(&history, self.vocab_size));
-                    continue;
-                }
-                Logits::Script(script) => {
-                    let generated = history.len() - self.prompt_tokens[blocks[0] as usize].min(history.len());
-                    script.get(generated).or(script.last()).copied().unwrap_or_default()
-                }
-                Logits::Next(next) => next(&history),
+            let first = match seq.output {
+                OutputRows::None => continue,
+                OutputRows::Last => history.len(),
+                OutputRows::All => seq.start + 1,
             };
-            // e^30 against 1: no sampling parameters in their ranges draw anything else, short of absurd temperatures.
-            self.rows.extend((0..self.vocab_size).map(|id| if id == next as usize { 30.0 } else { 0.0 }));
+            for end in first..=history.len() {
+                let history = &history[..end];
+                let next = match &self.logits {
+                    Logits::Hash => {
+                        self.rows.extend(hash_logits(history, self.vocab_size));
+                        continue;
+                    }
+                    Logits::Script(script) => {
+                        let generated = history.len() - self.prompt_tokens[blocks[0] as usize].min(history.len());
+                        script.get(generated).or(script.last()).copied().unwrap_or_default()
+                    }
+                    Logits::Next(next) => next(history),
+                };
+                // e^30 against 1: no sampling parameters in their ranges draw anything else, short of absurd temperatures.
+                self.rows.extend((0..self.vocab_size).map(|id| if id == next as usize { 30.0 } else { 0.0 }));
+            }
         }
         Ok(StepOutput { num_rows: batch.num_outputs(), width: self.vocab_size, data: &self.rows })
     }

@@ -32,11 +32,15 @@ pub(super) enum Message {
 pub(super) fn capacity(limits: &Limits, options: &EngineOptions) -> Capacity {
     Capacity {
         max_step_tokens: limits.max_step_tokens,
+        max_step_outputs: limits.max_step_outputs,
         max_running: options.max_running.min(limits.max_step_outputs),
         num_blocks: limits.num_kv_blocks,
         max_context: limits.max_context,
     }
 }
+
+/// With more sequences than these a step has rows enough to keep the arithmetic busy, and guesses cost what they gain.
+const MOST_GUESSING: usize = 4;
 
 /// The generations of one engine.
 #[derive(Default)]
@@ -203,7 +207,7 @@ impl Worker {
             sequence.siblings.retain_mut(|sibling| {
                 let leaves = leaves(sibling);
                 if leaves && !sibling.has_started() {
-                    self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+                    self.shared.places.give_back(sibling.class.client);
                 }
                 !leaves
             });
@@ -227,11 +231,14 @@ impl Worker {
     /// Gives the place in the queue back of a sequence that ends without a step.
     fn leave_queue(&self, sequence: &Sequence) {
         if !sequence.has_started() {
-            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            self.shared.places.give_back(sequence.class.client);
         }
     }
 
     fn step(&mut self) -> Result<()> {
+        if self.state.num_running() <= MOST_GUESSING {
+            self.state.guess(|id| self.sequences.0.get_mut(&id).map_or(0, Sequence::guess));
+        }
         self.state.schedule(&mut self.plan, &self.sequences);
         if self.plan.pieces.is_empty() {
             return Err(Error::EngineStopped("the scheduler found no work although sequences wait".into()));
@@ -256,22 +263,23 @@ impl Worker {
         self.stats.steps += 1;
 
         let width = output.width.min(self.vocabulary.vocab_size());
-        let outputs = self.plan.pieces.iter().filter(|piece| piece.output == OutputRows::Last);
-        for (index, piece) in outputs.enumerate() {
+        let mut next_row = 0;
+        for piece in self.plan.pieces.iter().filter(|piece| piece.output != OutputRows::None) {
+            let first_row = next_row;
+            next_row += 1 + piece.num_guesses;
             let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
             if sequence.tokens.len() == sequence.num_prompt() {
                 self.stats.prompt_tokens += sequence.num_prompt() as u64;
             }
             let siblings = std::mem::take(&mut sequence.siblings);
-            let row = &output.row(index)[..width];
-            let mut goes_on = |sequence: &mut Sequence| {
+            let mut goes_on = |sequence: &mut Sequence, row: usize| {
                 let known = sequence.tokens.len();
-                let outcome = sequence.take(row, &*self.vocabulary, &mut self.scratch, metrics);
+                let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch, metrics);
                 self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
                 settle(outcome, sequence, &mut self.stats, &mut self.service_ms)
             };
             for mut sibling in siblings {
-                if goes_on(&mut sibling)
+                if goes_on(&mut sibling, first_row)
                     && let Some(fork) = self.state.fork(piece.id)
                 {
                     self.state.append(fork.id);
@@ -280,11 +288,24 @@ impl Worker {
                 }
             }
             let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
-            if goes_on(sequence) {
+            // A guess stands if it is what the sampler draws after the tokens before it.
+            let mut num_right = 0;
+            loop {
+                if !goes_on(sequence, first_row + num_right) {
+                    self.ended.push(piece.id);
+                    break;
+                }
                 self.state.append(piece.id);
-            } else {
-                self.ended.push(piece.id);
+                let guess = sequence.guesser.guesses().get(num_right).filter(|_| num_right < piece.num_guesses);
+                if guess.is_none() || guess != sequence.tokens.last() {
+                    break;
+                }
+                num_right += 1;
             }
+            self.state.accept(piece.id, num_right);
+            sequence.guesser.learn(piece.num_guesses, num_right);
+            self.stats.guessed_tokens += piece.num_guesses as u64;
+            self.stats.accepted_tokens += num_right as u64;
         }
         // Before anything is freed: both sides of a copy still belong to somebody.
         for copy in self.copies.drain(..) {
@@ -301,7 +322,7 @@ impl Worker {
             let Some(sequence) = self.sequences.0.get_mut(&admission.id) else { continue };
             if !sequence.has_started() {
                 sequence.start(now, admission.cached_tokens, admission.miss);
-                self.shared.queued.fetch_sub(1 + sequence.siblings.len(), Ordering::Relaxed);
+                (0..=sequence.siblings.len()).for_each(|_| self.shared.places.give_back(sequence.class.client));
                 if admission.miss != Some(PrefixMiss::Disabled) {
                     self.stats.prefix_queries += sequence.num_prompt() as u64;
                     self.stats.prefix_hits += admission.cached_tokens as u64;
@@ -317,7 +338,9 @@ impl Worker {
                 self.batch.numerics = Numerics::Invariant;
             }
             let tokens = &sequence.tokens[piece.start..piece.start + piece.len];
-            self.batch.push(tokens, piece.start, piece.num_tokens, self.state.blocks(piece.id), piece.output);
+            let num_tokens = piece.num_tokens + piece.num_guesses;
+            self.batch.push(tokens, piece.start, num_tokens, self.state.blocks(piece.id), piece.output);
+            self.batch.extend_last(&sequence.guesser.guesses()[..piece.num_guesses]);
         }
         Ok(())
     }
@@ -348,7 +371,7 @@ impl Worker {
             sequence.siblings.into_iter().for_each(|sibling| fail(sibling.events));
             fail(sequence.events);
         }
-        self.shared.queued.store(0, Ordering::Relaxed);
+        self.shared.places.clear();
         self.stats.running = 0;
         self.stats.free_blocks = self.stats.total_blocks;
         self.stats.cached_blocks = 0;

@@ -106,6 +106,14 @@ impl StepBatch {
         });
     }
 
+    /// Adds tokens to the end of the piece that was pushed last.
+    pub fn extend_last(&mut self, tokens: &[u32]) {
+        if let Some(seq) = self.seqs.last_mut() {
+            self.tokens.extend_from_slice(tokens);
+            seq.tokens.end += tokens.len();
+        }
+    }
+
     /// Rows of output that the batch asks for.
     pub fn num_outputs(&self) -> usize {
         self.seqs

@@ -31,12 +31,23 @@ pub(super) struct Sequence {
     pub(super) num_computed: usize,
     /// Tokens known: the prompt and what was generated.
     pub(super) num_tokens: usize,
+    /// Tokens after those that the engine has guessed for the next step.
+    pub(super) num_guesses: usize,
     pub(super) table: BlockTable,
 }
 
 impl Sequence {
     pub(super) fn new(id: SeqId, num_tokens: usize, class: Class, space: Option<PrefixSpace>) -> Self {
-        Self { id, class, space, admission: 0, num_computed: 0, num_tokens, table: BlockTable::default() }
+        Self {
+            id,
+            class,
+            space,
+            admission: 0,
+            num_computed: 0,
+            num_tokens,
+            num_guesses: 0,
+            table: BlockTable::default(),
+        }
     }
 
     /// Running sequences are sorted by it: the last one gives way first.
@@ -44,10 +55,18 @@ impl Sequence {
         (self.class.priority, self.admission)
     }
 
-    /// The next `len` tokens as work of a step.
-    pub(super) fn piece(&self, len: usize) -> Piece {
-        let end = self.num_computed + len;
-        let output = if end == self.num_tokens { OutputRows::Last } else { OutputRows::None };
-        Piece { id: self.id, start: self.num_computed, len, num_tokens: self.num_tokens, output }
+    /// The next `len` tokens as work of a step, and so many guesses, which only a single token may have.
+    pub(super) fn piece(&self, len: usize, num_guesses: usize) -> Piece {
+        let output = match self.num_computed + len == self.num_tokens {
+            true if num_guesses > 0 => OutputRows::All,
+            true => OutputRows::Last,
+            false => OutputRows::None,
+        };
+        Piece { id: self.id, start: self.num_computed, len, num_tokens: self.num_tokens, num_guesses, output }
+    }
+
+    /// Only its last token isn't computed.
+    pub(super) fn decodes(&self) -> bool {
+        self.num_computed + 1 == self.num_tokens
     }
 }

@@ -11,6 +11,8 @@ use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, Prefix, PrefixMiss, PrefixS
 pub struct Capacity {
     /// Most tokens in a step; at least 1.
     pub max_step_tokens: usize,
+    /// Most rows of output in a step. Those that the running sequences leave are for guesses.
+    pub max_step_outputs: usize,
     /// Most sequences that run at once; at least 1. Never more than rows of output in a step or tokens in a step: then
     /// each running sequence can have its next token in every step.
     pub max_running: usize,
@@ -38,7 +40,9 @@ pub struct Piece {
     pub len: usize,
     /// Tokens of the sequence known so far.
     pub num_tokens: usize,
-    /// `Last` when the piece reaches the last known token, else `None`.
+    /// Guessed tokens that are computed after `len` known ones; then `len` is 1.
+    pub num_guesses: usize,
+    /// `Last` when the piece reaches the last known token, `All` when it has guesses too, else `None`.
     pub output: OutputRows,
 }
 
@@ -67,7 +71,7 @@ pub struct StepPlan {
 impl StepPlan {
     /// Tokens over all pieces.
     pub fn num_tokens(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.len).sum()
+        self.pieces.iter().map(|piece| piece.len + piece.num_guesses).sum()
     }
 }
 
@@ -165,6 +169,7 @@ impl State {
         plan.preempted.clear();
         plan.admitted.clear();
         let mut budget = self.capacity.max_step_tokens;
+        let mut guess_rows = self.capacity.max_step_outputs.saturating_sub(self.capacity.max_running);
 
         let mut index = 0;
         while index < self.running.len() {
@@ -175,8 +180,10 @@ impl State {
             // Without blocks, the last one keeps what it has and sits this step out: recomputing it would cost more than
             // waiting for another one to end, and one that ranks higher takes its blocks if it needs them.
             if len > 0 && self.secure(index, len, plan) {
-                plan.pieces.push(self.running[index].piece(len));
-                budget -= len;
+                let num_guesses = self.take_guesses(index, guess_rows.min(budget - for_later - len));
+                plan.pieces.push(self.running[index].piece(len, num_guesses));
+                budget -= len + num_guesses;
+                guess_rows -= num_guesses;
             }
             index += 1;
         }
@@ -185,6 +192,21 @@ impl State {
         if plan.preempted.is_empty() {
             self.admit(budget, plan, tokens);
         }
+    }
+
+    /// How many guesses of a sequence, at most `most`, are computed with its next token. They never take another's blocks.
+    fn take_guesses(&mut self, index: usize, most: usize) -> usize {
+        let (num_running, context_tokens) = (self.running.len(), self.capacity.max_sequence_tokens());
+        let seq = &mut self.running[index];
+        let wanted = std::mem::take(&mut seq.num_guesses).min(most).min(context_tokens - seq.num_tokens);
+        if wanted == 0 || !seq.decodes() {
+            return 0;
+        }
+        if self.pool.num_free() > num_running {
+            // Without success there is less room, which the next line sees.
+            let _ = seq.table.reserve(seq.num_tokens + wanted, &mut self.pool);
+        }
+        wanted.min(seq.table.blocks().len() * BLOCK_TOKENS - seq.num_tokens)
     }
 
     /// Makes room for the next `len` tokens of a running sequence, at the cost of those that rank lower.
@@ -201,6 +223,7 @@ impl State {
             if let Some(mut victim) = self.running.pop() {
                 victim.table.clear(&mut self.pool);
                 victim.num_computed = 0;
+                victim.num_guesses = 0;
                 plan.preempted.push(victim.id);
                 self.waiting.resume(victim);
             }
@@ -228,7 +251,7 @@ impl State {
                 return;
             }
             let len = (seq.num_tokens - seq.num_computed).min(budget);
-            plan.pieces.push(seq.piece(len));
+            plan.pieces.push(seq.piece(len, 0));
             plan.admitted.push(Admission { id: seq.id, cached_tokens: seq.num_computed, miss: prefix.miss });
             budget -= len;
             self.run(seq);
@@ -248,6 +271,21 @@ impl State {
         self.num_admissions += 1;
         let place = self.running.partition_point(|other| other.rank() < seq.rank());
         self.running.insert(place, seq);
+    }
+
+    /// Asks for the number of guesses of each sequence that computes a single token in the next step.
+    pub fn guess(&mut self, mut num_guesses: impl FnMut(SeqId) -> usize) {
+        for seq in self.running.iter_mut().filter(|seq| seq.decodes()) {
+            seq.num_guesses = num_guesses(seq.id);
+        }
+    }
+
+    /// Notes that the first `num_right` guesses of a sequence's last piece were right: the tokens were told to
+    /// [`append`](Self::append), and are computed already.
+    pub fn accept(&mut self, id: SeqId, num_right: usize) {
+        if let Some(index) = self.position(id) {
+            self.running[index].num_computed += num_right;
+        }
     }
 
     /// Notes that the plan's pieces were computed, and caches the blocks that they filled.

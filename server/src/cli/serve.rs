@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix_web::web;
 use bytesize::ByteSize;
-use shimmy_runtime::engine::{EngineOptions, Numerics, PrefixCache};
+use shimmy_runtime::engine::{EngineOptions, Numerics, PrefixCache, Speculation};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::models::{self, Discovered, LoadOptions, Models};
 use tokio::sync::Notify;
@@ -41,6 +41,9 @@ pub(super) struct Args {
     /// Compute every prompt from its start, whatever of it was computed before.
     #[arg(long)]
     no_prefix_cache: bool,
+    /// Try several tokens of an answer in one step, where its text repeats itself or the prompt.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    speculate: SpeculateArg,
     /// Answers to requests with a seed don't depend on what else is computed, to the last bit. Slow: one token at a time.
     #[arg(long)]
     deterministic: bool,
@@ -51,6 +54,16 @@ pub(super) struct Args {
     exec: ExecArgs,
     #[command(flatten)]
     roots: RootArgs,
+}
+
+/// How the next tokens are guessed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum SpeculateArg {
+    /// Not at all.
+    #[default]
+    Off,
+    /// What followed the last tokens when they occurred before.
+    Ngram,
 }
 
 /// Runs the command.
@@ -93,8 +106,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 fn models(args: &Args, pinned: Option<Discovered>) -> Models {
     let exec = args.exec.options();
     let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On };
+    let speculation = match args.speculate {
+        SpeculateArg::Off => Speculation::Off,
+        SpeculateArg::Ngram => Speculation::Ngram,
+    };
     let numerics = if args.deterministic { Numerics::Invariant } else { Numerics::Fast };
-    let engine = EngineOptions { queue: args.queue, prefix_cache, numerics, ..EngineOptions::default() };
+    let engine = EngineOptions { queue: args.queue, prefix_cache, numerics, speculation, ..EngineOptions::default() };
     Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
         let bar = Bar::new(model.bytes);
         let options =

@@ -129,6 +129,12 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
             stats.prefix_queries,
         ),
         ("vllm:prefix_cache_hits_total", "Prompt tokens that were found there.", stats.prefix_hits),
+        (
+            "vllm:spec_decode_num_draft_tokens_total",
+            "Guessed tokens that were computed with the one before them.",
+            stats.guessed_tokens,
+        ),
+        ("vllm:spec_decode_num_accepted_tokens_total", "Guesses that were right.", stats.accepted_tokens),
         ("shimmy_steps_total", "Steps of the engine.", stats.steps),
         ("shimmy_requests_cancelled_total", "Generations whose client went away.", stats.cancelled),
         ("shimmy_requests_failed_total", "Generations that failed.", stats.failed),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
-use shimmy_runtime::engine::{Class, GenerateRequest, Numerics, PromptCache, SamplingParams};
+use shimmy_runtime::engine::{Class, GenerateRequest, Numerics, PromptCache, SamplingParams, Speculation};
 
 use super::fields::Fields;
 use crate::error::ApiError;
@@ -38,6 +38,7 @@ pub struct Generation {
     ignore_eos: bool,
     prompt_cache: PromptCache,
     numerics: Numerics,
+    speculation: Option<Speculation>,
     priority: i32,
     deadline: Option<Duration>,
 }
@@ -119,6 +120,7 @@ impl Generation {
                 true => PromptCache::Use,
                 false => PromptCache::Skip,
             },
+            speculation: speculation(fields)?,
             priority: fields.take("priority")?.unwrap_or(0),
             deadline: deadline(fields)?,
         })
@@ -154,6 +156,7 @@ impl Generation {
             logprobs,
             prompt_cache: self.prompt_cache,
             numerics: self.numerics,
+            speculation: self.speculation,
             class: Class { priority: self.priority, client: 0 },
             deadline: self.deadline,
         }
@@ -168,6 +171,17 @@ fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
         Some(k) => usize::try_from(k)
             .map(Some)
             .map_err(|_| ApiError::param("top_k", format!("`top_k` must be at least 1, or 0 or -1 for off, got {k}"))),
+    }
+}
+
+fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, ApiError> {
+    match fields.take::<String>("speculate")?.as_deref() {
+        None => Ok(None),
+        Some("off") => Ok(Some(Speculation::Off)),
+        Some("ngram") => Ok(Some(Speculation::Ngram)),
+        Some(other) => {
+            Err(ApiError::param("speculate", format!("`speculate` must be \"off\" or \"ngram\", got \"{other}\"")))
+        }
     }
 }
 
@@ -274,7 +288,7 @@ mod tests {
             "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 9,
             "presence_penalty": 0.2, "frequency_penalty": -0.3, "seed": 5, "logit_bias": {"11": -100, "3": 2.5},
             "stop": ["a", "b"], "stop_token_ids": [4], "ignore_eos": true, "cache_prompt": false,
-            "priority": -2, "deadline_ms": 1500, "deterministic": true,
+            "priority": -2, "deadline_ms": 1500, "deterministic": true, "speculate": "ngram",
         }))
         .unwrap();
         let expected = SamplingParams {
@@ -295,7 +309,7 @@ mod tests {
             (vec!["a".into(), "b".into()], vec![4], true)
         );
         assert_eq!(request.prompt_cache, PromptCache::Skip);
-        assert_eq!(request.numerics, Numerics::Invariant);
+        assert_eq!((request.numerics, request.speculation), (Numerics::Invariant, Some(Speculation::Ngram)));
         assert_eq!((request.class.priority, request.deadline), (-2, Some(Duration::from_millis(1500))));
     }
 
@@ -343,6 +357,7 @@ mod tests {
             (json!({"deadline_ms": 0}), "deadline_ms"),
             (json!({"deadline_ms": -5}), "deadline_ms"),
             (json!({"priority": 1.5}), "priority"),
+            (json!({"speculate": "draft"}), "speculate"),
         ] {
             let error = take(value.clone()).expect_err(&value.to_string());
             assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{value}");
