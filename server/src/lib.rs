@@ -8,6 +8,7 @@
 //! | [`stream`] | bounded channel to wire |
 //! | [`drain`] | running generations, for a clean shutdown |
 //! | [`counters`], [`process`] | what `/metrics` tells about the service |
+//! | [`load`] | a load generator for `shimmy bench` |
 //! | [`error`] | the service's one error type and its status |
 //! | [`ids`] | identifiers of answers |
 
@@ -19,6 +20,7 @@ pub mod counters;
 pub mod drain;
 pub mod error;
 pub mod ids;
+pub mod load;
 pub mod process;
 pub mod routes;
 pub mod stream;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::binary::{finish, read_all, run, shimmy, signal, wait};
+use crate::binary::{Server, finish, read_all, run, shimmy, signal, wait};
 use crate::support;
 
 /// The model is sure of its answer: no rounding changes it.
@@ -216,4 +216,36 @@ fn bench_measures_and_says_so_in_json() {
     assert_eq!(adds(&three), 3 * adds(&result));
     assert_eq!(run(["bench"]).code, Some(2));
     assert_eq!(run(["bench", model, "--ctx", "64", "--prompt", "100"]).code, Some(2));
+}
+
+#[test]
+fn bench_puts_a_server_under_load_its_own_or_a_running_one() {
+    let Some(path) = support::fetch_model("smollm2") else { return };
+    let model = path.to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("new").display().to_string();
+    let load = ["--serve-load", "--prompt-tokens", "9-17", "--output-tokens", "5", "--requests", "4", "--out", &out];
+    let ended = run(["bench", model, "--concurrency", "1,3"].into_iter().chain(load));
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains("| 1 clients | 4 | 0 |") && ended.stdout.contains("| 3 clients | 4 | 0 |"));
+    let read = |name: &str| std::fs::read_to_string(folder.path().join("new").join(name)).unwrap();
+    assert_eq!(read("load.md"), ended.stdout);
+    assert!(read("load.svg").starts_with("<svg "));
+    let report: Value = serde_json::from_str(&read("load.json")).unwrap();
+    for level in report["levels"].as_array().unwrap() {
+        assert_eq!((&level["prompt_counts"], &level["output_counts"]), (&"exact".into(), &"exact".into()), "{level}");
+        assert!(level["generated_tokens_per_s"].as_f64().unwrap() > 0.0);
+    }
+    let server = Server::start(&path);
+    let args = ["--url", &server.url, "--rate", "50", "--api", "chat", "--json"];
+    let ended = run(["bench"].into_iter().chain(load).chain(args));
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let level = &report["levels"][0];
+    assert_eq!((level["answered"].as_u64(), &level["output_counts"]), (Some(4), &"exact".into()), "{level}");
+    let nobody = run(["bench", "--serve-load", "--url", "http://127.0.0.1:1", "--requests", "2", "--warmup", "0"]);
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stdout.contains("2 × connect"), "{}", nobody.stdout);
+    assert_eq!(run(["bench", "--serve-load"]).code, Some(2));
+    assert_eq!(run(["bench", "--serve-load", "--url", "box"]).code, Some(2));
 }

@@ -93,8 +93,8 @@ pub(super) struct ExecArgs {
     /// The same in tokens.
     #[arg(long, value_name = "TOKENS", conflicts_with = "kv_memory")]
     pub(super) kv_tokens: Option<NonZeroUsize>,
-    /// Most tokens in one step of the engine.
-    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    /// Most tokens in one step of the engine: how long a long prompt can hold up the answers of others.
+    #[arg(long, visible_alias = "step-budget", value_name = "TOKENS", default_value = "512")]
     pub(super) batch_tokens: Option<NonZeroUsize>,
 }
 

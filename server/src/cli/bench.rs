@@ -12,6 +12,7 @@ use shimmy_runtime::measure::speed::{self, Workload, median};
 use shimmy_runtime::plan::{OutputKind, Plan, cost};
 
 use super::args::{ExecArgs, RootArgs, find};
+use super::bench_load::{self, Print};
 use super::failure::usage;
 use super::output;
 use crate::process::peak_resident_bytes;
@@ -20,7 +21,7 @@ use crate::process::peak_resident_bytes;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// A file, a folder or a name that `shimmy list` shows.
-    #[arg(required_unless_present = "ceilings")]
+    #[arg(required_unless_present_any = ["ceilings", "url"])]
     model: Option<String>,
     /// Tokens of the prompt; 0 leaves prefill out.
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -44,6 +45,8 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    load: bench_load::Args,
+    #[command(flatten)]
     roots: RootArgs,
     #[command(flatten)]
     exec: ExecArgs,
@@ -57,6 +60,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let threads = args.exec.threads.map_or_else(topology::default_workers, NonZeroUsize::get);
     if args.ceilings {
         return ceilings(threads, args.json);
+    }
+    if args.load.serve_load {
+        let print = if args.json { Print::Json } else { Print::Markdown };
+        return bench_load::run(&args.load, args.model.as_deref(), &args.exec, &args.roots, print);
     }
     let Some(model) = &args.model else { return Err(usage("name a model, or ask for --ceilings")) };
     let found = find(model, &args.roots)?;

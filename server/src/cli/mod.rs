@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod bench_load;
 mod chat;
 mod failure;
 mod generate;

@@ -7,6 +7,7 @@ mod client;
 mod disconnect;
 mod drain;
 mod harness;
+mod load;
 mod metrics;
 mod requests;
 mod streams;
