@@ -1,5 +1,6 @@
 //! The service: what all requests share, which resources there are, and how it starts and stops.
 
+use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
@@ -18,6 +19,9 @@ use crate::routes;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
 const WORKERS: usize = 2;
+/// The system closes a stalled connection a little later than its generation is cancelled, so that this is counted as
+/// what it is.
+const SYSTEM_STALL: Duration = Duration::from_secs(5);
 /// After the last generation ended: time for its last bytes to leave.
 const LAST_BYTES_SECONDS: u64 = 3;
 
@@ -26,11 +30,13 @@ const LAST_BYTES_SECONDS: u64 = 3;
 pub struct Limits {
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// A client that takes nothing for so long is cut off.
+    pub stall: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_body_bytes: 10 << 20 }
+        Self { max_body_bytes: 10 << 20, stall: Duration::from_secs(60) }
     }
 }
 
@@ -89,6 +95,20 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         .default_service(web::to(routes::not_found));
 }
 
+/// Lets the system close a connection whose client takes nothing, or has vanished without a word, for so long: the
+/// service can't write to it, so only the system can let go of it.
+#[cfg(target_os = "linux")]
+fn close_when_stalled(connection: &dyn Any, stall: Duration) {
+    if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>()
+        && let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall))
+    {
+        tracing::debug!("a stalled connection will stay open: {error}");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn close_when_stalled(_: &dyn Any, _: Duration) {}
+
 /// Serves on `listener` until `shutdown`, then refuses new generations, lets running ones finish for up to
 /// `drain_deadline`, and returns.
 ///
@@ -101,6 +121,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let shared = state.clone();
+    let stall = state.limits.stall + SYSTEM_STALL;
     let (answered, connected) = (Arc::clone(&state.counters), Arc::clone(&state.counters));
     let server = HttpServer::new(move || {
         let counters = Arc::clone(&answered);
@@ -125,8 +146,9 @@ pub async fn serve(
             })
             .configure(configure)
     })
-    .on_connect(move |_, extensions| {
+    .on_connect(move |connection, extensions| {
         extensions.insert(connected.connect());
+        close_when_stalled(connection, stall);
     })
     .workers(WORKERS)
     .tcp_nodelay(true)

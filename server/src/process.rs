@@ -1,4 +1,4 @@
-//! What the system says about this process, where it says anything (Linux).
+//! What the system says about this process, where it says anything (Linux), and lets it have.
 
 /// Resident memory in bytes.
 pub fn resident_bytes() -> Option<u64> {
@@ -15,6 +15,20 @@ pub fn open_files() -> Option<u64> {
     // The listing itself holds one.
     let count = std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
     u64::try_from(count).ok()
+}
+
+/// Raises the limit of open files to what the system lets this process have: each connection is one, and the usual limit
+/// of a shell (1024) is there for programs that use `select`.
+pub fn raise_open_files() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!("the limit of open files stays as it is: {error}");
+        }
+    }
 }
 
 fn status_bytes(field: &str) -> Option<u64> {

@@ -397,7 +397,13 @@ impl Generation {
     }
 
     /// Cancels it because its reader takes nothing: counted apart from clients that went away.
-    pub fn cancel_slow_reader(self) {
+    pub fn cancel_slow_reader(mut self) {
+        // The engine may have given up on the same reader before.
+        while let Ok(event) = self.events.try_recv() {
+            if matches!(event, Event::Failed(Error::SlowReader(_))) {
+                return;
+            }
+        }
         self.shared.metrics.slow_reader();
     }
 

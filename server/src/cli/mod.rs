@@ -99,11 +99,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Logs to stderr. `SHIMMY_LOG` (the syntax of `RUST_LOG`) overrides `-v`.
+/// Logs to stderr. What a client sends that is no HTTP is its own mistake, and an error of the server only to actix: it is
+/// shown from `-vv` on. `SHIMMY_LOG` (the syntax of `RUST_LOG`) overrides `-v`.
 fn start_log(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
-        1 => "warn,shimmy=info,shimmy_server=info,shimmy_runtime=info,shimmy_kernels=info",
+        0 => "warn,actix_http::h1::dispatcher=off",
+        1 => {
+            "warn,actix_http::h1::dispatcher=off,shimmy=info,shimmy_server=info,shimmy_runtime=info,shimmy_kernels=info"
+        }
         2 => "info,shimmy=debug,shimmy_server=debug,shimmy_runtime=debug,shimmy_kernels=debug",
         _ => "trace",
     };

@@ -16,6 +16,7 @@ use super::failure::usage;
 use super::output;
 use super::progress::Bar;
 use crate::app::{self, AppState, Limits};
+use crate::process;
 
 /// The first port that is tried, and the last.
 const PORTS: std::ops::RangeInclusive<u16> = 11435..=11535;
@@ -50,6 +51,9 @@ pub(super) struct Args {
     /// On SIGTERM and Ctrl-C: how long running answers may take to finish.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
+    /// A client that takes nothing of its answer for so long is cut off.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().stall.as_secs())]
+    stall_seconds: u64,
     #[command(flatten)]
     exec: ExecArgs,
     #[command(flatten)]
@@ -71,10 +75,12 @@ enum SpeculateArg {
 /// # Errors
 /// See the exit codes.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    process::raise_open_files();
     let address = Address::new(&args)?;
     let pinned = args.model.as_deref().map(|model| find(model, &args.roots)).transpose()?;
     let listener = address.listen()?;
-    let state = web::Data::new(AppState::new(models(&args, pinned.clone()), Limits::default()));
+    let limits = Limits { stall: Duration::from_secs(args.stall_seconds), ..Limits::default() };
+    let state = web::Data::new(AppState::new(models(&args, pinned.clone()), limits));
     let bound = listener.local_addr()?;
     if !bound.ip().is_loopback() {
         tracing::warn!("{bound} can be reached from other machines, and this server asks nobody for a key");

@@ -224,7 +224,8 @@ fn message(target: &Target, ask: &Ask) -> Vec<u8> {
     let Ask { prompt, max_tokens, temperature, seed } = ask;
     let mut body = json!({
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "ignore_eos": true, "stream": true,
-        "stream_options": {"include_usage": true},
+        // A seed would keep ours from using what prompts share.
+        "cache_prompt": true, "stream_options": {"include_usage": true},
     });
     match target.api {
         Api::Completions => body["prompt"] = prompt.as_str().into(),

@@ -1,7 +1,9 @@
 //! Server-sent events: `data: {json}`, a blank line, and `data: [DONE]` at the end.
 
-use std::convert::Infallible;
+use std::cell::Cell;
+use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,8 +23,6 @@ use crate::routes::openai::types::{Done, TokenReport};
 const QUEUED_EVENTS: usize = 32;
 /// A comment that often keeps proxies from closing a silent stream.
 const PING_EVERY: Duration = Duration::from_secs(15);
-/// A reader that takes nothing for so long is given up.
-const SLOW_READER: Duration = Duration::from_secs(60);
 
 /// One protocol's JSON for the events of the answers to a prompt, which are numbered from 0.
 pub trait Encoder: 'static {
@@ -37,20 +37,25 @@ pub trait Encoder: 'static {
 }
 
 /// Answers with the events of `group`. When the client goes away, the body and with it the receiver is dropped;
-/// the task sees that at once, even between tokens, and drops the group, which cancels it.
+/// the task sees that at once, even between tokens, and drops the group, which cancels it. A client that takes
+/// nothing for `stall` is cut off: its response breaks off, so that it can't be taken for a whole one.
 pub fn respond(
     mut response: HttpResponseBuilder,
     mut group: GenerationGroup,
     running: Running,
+    stall: Duration,
     encoder: impl Encoder,
 ) -> HttpResponse {
     let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
+    let cut = Rc::new(Cell::new(false));
+    let frames = Frames { receiver, cut: Rc::clone(&cut) };
     actix_web::rt::spawn(async move {
-        match pump(&mut group, encoder, &sender).await {
+        match pump(&mut group, encoder, &Outlet { sender, stall }).await {
             Ok(()) => {}
             Err(Unsent::Gone) => tracing::debug!("a client went away; its generation is cancelled"),
             Err(Unsent::Slow) => {
-                tracing::info!("a client took nothing for {SLOW_READER:?}; its generation is cancelled");
+                tracing::info!("a client took nothing for {stall:?} and is cut off");
+                cut.set(true);
                 group.cancel_slow_reader();
             }
         }
@@ -61,7 +66,7 @@ pub fn respond(
         .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-cache")))
         // For nginx: hand each event on at once.
         .insert_header(("x-accel-buffering", "no"))
-        .streaming(Receiver(receiver))
+        .streaming(frames)
 }
 
 /// Why a frame did not reach its client.
@@ -72,57 +77,61 @@ enum Unsent {
     Slow,
 }
 
-async fn pump(
-    group: &mut GenerationGroup,
-    mut encoder: impl Encoder,
-    sender: &mpsc::Sender<Bytes>,
-) -> Result<(), Unsent> {
+/// The sending side of a response's body.
+struct Outlet {
+    sender: mpsc::Sender<Bytes>,
+    stall: Duration,
+}
+
+impl Outlet {
+    async fn send(&self, frame: Bytes) -> Result<(), Unsent> {
+        match timeout(self.stall, self.sender.send(frame)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Unsent::Gone),
+            Err(_) => Err(Unsent::Slow),
+        }
+    }
+}
+
+async fn pump(group: &mut GenerationGroup, mut encoder: impl Encoder, outlet: &Outlet) -> Result<(), Unsent> {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     for index in 0..group.len() {
         if let Some(json) = encoder.open(index) {
-            send(sender, data(&json)).await?;
+            outlet.send(data(&json)).await?;
         }
     }
     loop {
         let event = tokio::select! {
             biased;
-            () = sender.closed() => return Err(Unsent::Gone),
+            () = outlet.sender.closed() => return Err(Unsent::Gone),
             event = group.recv() => event,
             _ = ping.tick() => {
-                send(sender, Bytes::from_static(b": ping\n\n")).await?;
+                outlet.send(Bytes::from_static(b": ping\n\n")).await?;
                 continue;
             }
         };
         ping.reset();
         match event {
             Some((index, Event::Text { text, logprobs })) => {
-                send(sender, data(&encoder.text(index, &text, &logprobs))).await?;
+                outlet.send(data(&encoder.text(index, &text, &logprobs))).await?;
             }
             Some((index, Event::Done { reason, usage, timings, seed })) => {
-                send(sender, data(&encoder.done(index, &Done { reason, usage, timings, seed }))).await?;
+                outlet.send(data(&encoder.done(index, &Done { reason, usage, timings, seed }))).await?;
             }
             // The others are cancelled with it: a client that asked for several wants all.
             Some((_, Event::Failed(error))) => {
-                send(sender, data(&ApiError::from(error).to_json())).await?;
+                outlet.send(data(&ApiError::from(error).to_json())).await?;
                 break;
             }
             None => {
                 if let Some(json) = encoder.close() {
-                    send(sender, data(&json)).await?;
+                    outlet.send(data(&json)).await?;
                 }
                 break;
             }
         }
     }
-    send(sender, Bytes::from_static(b"data: [DONE]\n\n")).await
-}
-
-async fn send(sender: &mpsc::Sender<Bytes>, frame: Bytes) -> Result<(), Unsent> {
-    match timeout(SLOW_READER, sender.send(frame)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Unsent::Gone),
-        Err(_) => Err(Unsent::Slow),
-    }
+    outlet.send(Bytes::from_static(b"data: [DONE]\n\n")).await
 }
 
 /// JSON holds no raw line breaks, so one `data:` line is always enough.
@@ -135,12 +144,19 @@ fn data(json: &[u8]) -> Bytes {
 }
 
 /// The receiving end as a response body.
-struct Receiver(mpsc::Receiver<Bytes>);
+struct Frames {
+    receiver: mpsc::Receiver<Bytes>,
+    /// The frames that were sent are not all.
+    cut: Rc<Cell<bool>>,
+}
 
-impl Stream for Receiver {
-    type Item = Result<Bytes, Infallible>;
+impl Stream for Frames {
+    type Item = io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+        self.receiver.poll_recv(cx).map(|frame| match frame {
+            Some(frame) => Some(Ok(frame)),
+            None => self.cut.take().then(|| Err(io::ErrorKind::TimedOut.into())),
+        })
     }
 }

@@ -24,6 +24,8 @@ use crate::app::{AppState, Limits, serve};
 const END: u32 = 257;
 /// Ids of the tiny vocabulary.
 pub(super) const VOCAB: usize = 258;
+/// How long the test servers bear a client that takes nothing.
+const STALL: Duration = Duration::from_millis(300);
 /// Largest body that the test servers take.
 pub(super) const MAX_BODY: usize = 10_000;
 
@@ -203,7 +205,7 @@ impl TestServer {
             let options = LoadOptions { engine, name: Some(model.name.clone()), ..LoadOptions::default() };
             load_with(&model.path, &options, |_, _| Ok(Box::new(executor)))
         });
-        let state = web::Data::new(AppState::new(models, Limits { max_body_bytes: MAX_BODY }));
+        let state = web::Data::new(AppState::new(models, Limits { max_body_bytes: MAX_BODY, stall: STALL }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Arc::new(Notify::new());

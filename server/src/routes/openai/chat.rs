@@ -157,6 +157,7 @@ async fn chat(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
+    let stall = state.limits.stall;
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
     let ChatRequest {
         model,
@@ -181,7 +182,7 @@ async fn chat(
         let head = Head::new("chatcmpl", "chat.completion.chunk", &begun.model.name);
         let totals = Totals::default();
         let encoder = Chunks { head, usage, logprobs: logprobs.is_some(), model: begun.model, totals };
-        return Ok(sse::respond(response, begun.group, begun.running, encoder));
+        return Ok(sse::respond(response, begun.group, begun.running, stall, encoder));
     }
     let Begun { model, group, running: _running } = begun;
     let answers = group.collect().await?;

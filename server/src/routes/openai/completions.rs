@@ -128,6 +128,7 @@ async fn complete(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
+    let stall = state.limits.stall;
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
     let CompletionRequest { model, prompt, num_answers, stream, usage, max_tokens, logprobs, generation, ignored } =
         CompletionRequest::parse(&body)?;
@@ -142,7 +143,7 @@ async fn complete(
     if stream {
         let model = logprobs.map(|_| begun.model);
         let encoder = Chunks { head, usage, model, offsets: vec![0; num_answers.get()], totals: Totals::default() };
-        return Ok(sse::respond(response, begun.group, begun.running, encoder));
+        return Ok(sse::respond(response, begun.group, begun.running, stall, encoder));
     }
     let Begun { model, group, running: _running } = begun;
     let answers = group.collect().await?;
