@@ -21,7 +21,7 @@ use std::{
 use serde_json::json;
 use shimmy_kernels::{
     cpu::{
-        ActBuffer, CpuKernels, Isa, MatrixRef, ROW_TILE, Scratch,
+        ActBuffer, CpuKernels, FloatActs, Isa, MatrixRef, Numerics, ROW_TILE, Scratch,
         ceiling::{ReadBuffer, bf16_peak, f32_peak, int8_peak},
     },
     quant::QuantType,
@@ -313,12 +313,13 @@ impl Weights {
         let (barrier, stop) = (Barrier::new(options.threads), AtomicBool::new(false));
         let part = n.div_ceil(options.threads).next_multiple_of(ROW_TILE);
         let quantised = CpuKernels::matmul_q8_supported(dtype);
+        let floats = &FloatActs { x: &x, stride: k, num_rows: m, numerics: Numerics::Fast };
         // A lot is some of the copies; the first warms up, the best of the others counts.
         let lot = if m > 16 { 1 } else { (self.copies / 4).max(1) };
         let results: Vec<f64> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..options.threads)
                 .map(|thread| {
-                    let (buffer, x, barrier, stop) = (&buffer, &x, &barrier, &stop);
+                    let (buffer, barrier, stop) = (&buffer, &barrier, &stop);
                     scope.spawn(move || {
                         let mut scratch = Scratch::for_shapes(k);
                         let rows = (thread * part).min(n)..((thread + 1) * part).min(n);
@@ -340,7 +341,7 @@ impl Weights {
                                     if quantised {
                                         kernels.matmul_q8(&matrix, rows.clone(), &buffer.rows(), out, n, &mut scratch);
                                     } else {
-                                        kernels.matmul_f32(&matrix, rows.clone(), x, k, m, out, n, &mut scratch);
+                                        kernels.matmul_f32(&matrix, rows.clone(), floats, out, n, &mut scratch);
                                     }
                                 }
                             }

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    cpu::{CpuKernels, MatrixRef, ROW_TILE, Scratch},
+    cpu::{CpuKernels, FloatActs, MatrixRef, Numerics, ROW_TILE, Scratch},
     error::Result,
     quant::QuantType,
 };
@@ -77,6 +77,7 @@ impl QMatMul {
         }
         let matrix = MatrixRef::new(self.dtype, self.n, self.k, (*self.data).as_ref())?;
         assert!(x.len() == num_rows * self.k && out.len() == num_rows * self.n, "QMatMul: shapes");
+        let acts = FloatActs { x, stride: self.k, num_rows, numerics: Numerics::Fast };
         let base = Base(out.as_mut_ptr());
         // A few parts a thread even out the load; each is whole tiles.
         let parts = rayon::current_num_threads() * 4;
@@ -87,7 +88,7 @@ impl QMatMul {
                 let rows = part * part_rows..((part + 1) * part_rows).min(self.n);
                 // SAFETY: `out` holds `num_rows · n` elements (asserted) and is borrowed mutably by this call; the ranges of
                 // columns are disjoint.
-                unsafe { self.kernels.matmul_f32(&matrix, rows, x, self.k, num_rows, base.get(), self.n, scratch) };
+                unsafe { self.kernels.matmul_f32(&matrix, rows, &acts, base.get(), self.n, scratch) };
             },
         );
         Ok(())

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{
     DECODE_ROWS,
-    matrix::{MatrixRef, ROW_TILE, Scratch},
+    matrix::{FloatActs, MatrixRef, ROW_TILE, Scratch},
     pack::PACK_ROWS,
     tile::FloatTile,
 };
@@ -83,21 +83,19 @@ pub(super) trait FloatIsa {
 ///
 /// # Safety
 /// As there; the CPU must have the ISA.
-#[expect(clippy::too_many_arguments, reason = "the signature of the table")]
 pub(super) unsafe fn matmul<I: FloatIsa>(
     w: &MatrixRef,
     rows: Range<usize>,
-    x: &[f32],
-    x_stride: usize,
-    num_rows: usize,
+    acts: &FloatActs,
     out: *mut f32,
     out_stride: usize,
     scratch: &mut Scratch,
 ) {
-    let job = FloatJob { k: w.cols(), x: x.as_ptr(), x_stride, out, out_stride };
+    let num_rows = acts.num_rows;
+    let job = FloatJob { k: w.cols(), x: acts.x.as_ptr(), x_stride: acts.stride, out, out_stride };
     // SAFETY: the wrapper checked the shapes; rows are inside the matrix; `out` is the caller's promise.
     unsafe {
-        if num_rows > DOT_ROWS {
+        if acts.are_many(DOT_ROWS) {
             gemm::<I>(w, rows, num_rows, &job, scratch);
         } else if w.dtype().is_float() {
             // All at once, or as many as stay in the cache while the activations take their turns.

@@ -3,9 +3,9 @@
 use std::{ops::Range, sync::OnceLock};
 
 use super::{
-    DECODE_ROWS,
+    DECODE_ROWS, Numerics,
     isa::{Isa, detected_features},
-    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
+    matrix::{ACT_GROUP, ActRows, FloatActs, MatrixRef, SUM_GROUP, Scratch},
     scalar,
 };
 use crate::{
@@ -21,10 +21,9 @@ pub struct CpuKernels {
     #[expect(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
-    pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch),
+    pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch),
     /// Many rows on bf16 weights, with activations rounded to bf16.
-    pub(super) matmul_bf16:
-        Option<unsafe fn(&MatrixRef, Range<usize>, &[f32], usize, usize, *mut f32, usize, &mut Scratch)>,
+    pub(super) matmul_bf16: Option<unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch)>,
     pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
     /// See `pack::transpose`.
     pub(super) transpose: unsafe fn(*const u32, usize, usize, usize, *mut u32, usize),
@@ -107,8 +106,8 @@ impl CpuKernels {
     }
 
     /// `out[m, n] = acts[m, :] · w[n, :]` for every row m of `acts` and every n in `rows`, with integer dot products.
-    /// `out` is `[M, out_stride]`. A row's result doesn't depend on `rows`, and not on the other rows of `acts` while
-    /// there are at most [`super::DECODE_ROWS`] of them, or more.
+    /// `out` is `[M, out_stride]`. A row's result doesn't depend on `rows`, and not on the other rows of `acts`, but on whether they
+    /// are packed.
     ///
     /// # Panics
     /// If the shapes don't fit together, the type is a float, `scratch` was made for a smaller K, or there are more than
@@ -146,8 +145,7 @@ impl CpuKernels {
         unsafe { (self.matmul_q8)(w, rows, acts, out, out_stride, scratch) }
     }
 
-    /// As [`Self::matmul_q8`] with f32 activations `x`, `[num_rows, x_stride]`, and f32 arithmetic: what float weights use,
-    /// and the exact mode of quantised ones.
+    /// As [`Self::matmul_q8`] with f32 activations and f32 arithmetic: what float weights use, and the exact mode of quantised ones.
     ///
     /// # Panics
     /// If the shapes don't fit together or `scratch` was made for a smaller K.
@@ -155,28 +153,22 @@ impl CpuKernels {
     /// # Safety
     /// As [`Self::matmul_q8`].
     #[inline]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "two strided matrices, a range and scratch; a struct would be built for each call"
-    )]
     pub unsafe fn matmul_f32(
         &self,
         w: &MatrixRef,
         rows: Range<usize>,
-        x: &[f32],
-        x_stride: usize,
-        num_rows: usize,
+        acts: &FloatActs,
         out: *mut f32,
         out_stride: usize,
         scratch: &mut Scratch,
     ) {
-        assert_f32_shapes(w, &rows, x, x_stride, num_rows, scratch);
+        assert_f32_shapes(w, &rows, acts, scratch);
         // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
-        unsafe { (self.matmul_f32)(w, rows, x, x_stride, num_rows, out, out_stride, scratch) }
+        unsafe { (self.matmul_f32)(w, rows, acts, out, out_stride, scratch) }
     }
 
     /// As [`Self::matmul_f32`] for float weights where activations may be rounded to bf16 (8 significant bits): with bf16 weights
-    /// and more than [`super::DECODE_ROWS`] rows that is done where the CPU multiplies bf16.
+    /// and many rows that is done where the CPU multiplies bf16.
     ///
     /// # Panics
     /// As [`Self::matmul_f32`].
@@ -184,29 +176,26 @@ impl CpuKernels {
     /// # Safety
     /// As [`Self::matmul_q8`].
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "as matmul_f32")]
     pub unsafe fn matmul_rounded(
         &self,
         w: &MatrixRef,
         rows: Range<usize>,
-        x: &[f32],
-        x_stride: usize,
-        num_rows: usize,
+        acts: &FloatActs,
         out: *mut f32,
         out_stride: usize,
         scratch: &mut Scratch,
     ) {
         match self.matmul_bf16 {
             Some(matmul)
-                if w.dtype() == QuantType::BF16 && num_rows > DECODE_ROWS && w.cols().is_multiple_of(BF16_UNIT) =>
+                if w.dtype() == QuantType::BF16 && acts.are_many(DECODE_ROWS) && w.cols().is_multiple_of(BF16_UNIT) =>
             {
-                assert_f32_shapes(w, &rows, x, x_stride, num_rows, scratch);
+                assert_f32_shapes(w, &rows, acts, scratch);
                 // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted), and K is whole units; `out` is the
                 // caller's promise.
-                unsafe { matmul(w, rows, x, x_stride, num_rows, out, out_stride, scratch) }
+                unsafe { matmul(w, rows, acts, out, out_stride, scratch) }
             }
             // SAFETY: the caller's promise.
-            _ => unsafe { self.matmul_f32(w, rows, x, x_stride, num_rows, out, out_stride, scratch) },
+            _ => unsafe { self.matmul_f32(w, rows, acts, out, out_stride, scratch) },
         }
     }
 
@@ -227,8 +216,9 @@ impl CpuKernels {
     pub fn matmul_f32_all(&self, w: &MatrixRef, x: &[f32], num_rows: usize, out: &mut [f32], scratch: &mut Scratch) {
         assert_eq!(x.len(), num_rows * w.cols(), "matmul_f32_all: x");
         assert_eq!(out.len(), num_rows * w.rows(), "matmul_f32_all: out");
+        let acts = FloatActs { x, stride: w.cols(), num_rows, numerics: Numerics::Fast };
         // SAFETY: `out` is borrowed mutably and holds every (m, n) at stride N (just asserted).
-        unsafe { self.matmul_f32(w, 0..w.rows(), x, w.cols(), num_rows, out.as_mut_ptr(), w.rows(), scratch) }
+        unsafe { self.matmul_f32(w, 0..w.rows(), &acts, out.as_mut_ptr(), w.rows(), scratch) }
     }
 
     /// Turns the bytes of `dst.len()` elements into f32.
@@ -253,26 +243,16 @@ impl CpuKernels {
 pub(super) const BF16_UNIT: usize = 32;
 
 /// What the f32 matmuls rest on.
-fn assert_f32_shapes(
-    w: &MatrixRef,
-    rows: &Range<usize>,
-    x: &[f32],
-    x_stride: usize,
-    num_rows: usize,
-    scratch: &Scratch,
-) {
-    let needed = if num_rows == 0 { 0 } else { (num_rows - 1) * x_stride + w.cols() };
+fn assert_f32_shapes(w: &MatrixRef, rows: &Range<usize>, acts: &FloatActs, scratch: &Scratch) {
     assert!(
-        x.len() >= needed
-            && (num_rows < 2 || x_stride >= w.cols())
-            && rows.start <= rows.end
-            && rows.end <= w.rows()
-            && w.cols() <= scratch.max_k(),
-        "matmul_f32: {} [{}, {}] rows {rows:?}, x [{num_rows}, {x_stride}] of {} elements, scratch for {}",
+        acts.is_consistent(w.cols()) && rows.start <= rows.end && rows.end <= w.rows() && w.cols() <= scratch.max_k(),
+        "matmul_f32: {} [{}, {}] rows {rows:?}, x [{}, {}] of {} elements, scratch for {}",
         w.dtype(),
         w.rows(),
         w.cols(),
-        x.len(),
+        acts.num_rows,
+        acts.stride,
+        acts.x.len(),
         scratch.max_k(),
     );
 }

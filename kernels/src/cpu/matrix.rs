@@ -1,5 +1,7 @@
 //! What goes into a matmul: weights as they lie in a file, quantised activations, and memory to work in.
 
+use super::Numerics;
+use super::lines::{Line, Lines};
 use super::pack::{PACK_ROWS, PackedActs};
 use crate::{
     error::{Error, Result},
@@ -88,7 +90,8 @@ pub struct ActRows<'a> {
     /// Sums of `q` over 16 elements each, exact: `[num_rows, k / 16]`. Integers, because weights with an offset need them as
     /// such; 16, because that is the smallest group of any weight type.
     pub sums: &'a [i16],
-    /// The same rows packed, for a matmul of more than [`super::DECODE_ROWS`].
+    /// The same rows packed: the kernels of many rows take them from here. Any number can be packed; more than
+    /// [`super::DECODE_ROWS`] must.
     pub packed: Option<PackedActs<'a>>,
 }
 
@@ -118,6 +121,33 @@ impl<'a> ActRows<'a> {
     }
 }
 
+/// Rows of f32 activations.
+#[derive(Debug, Clone, Copy)]
+pub struct FloatActs<'a> {
+    /// `[num_rows, stride]`; the last row may end at its K.
+    pub x: &'a [f32],
+    /// Elements from row to row.
+    pub stride: usize,
+    /// Rows.
+    pub num_rows: usize,
+    /// What a row's result may depend on.
+    pub numerics: Numerics,
+}
+
+impl FloatActs<'_> {
+    /// Whether `x` holds rows of `k` elements.
+    pub(crate) fn is_consistent(&self, k: usize) -> bool {
+        self.num_rows == 0
+            || ((self.num_rows - 1).checked_mul(self.stride).and_then(|last| last.checked_add(k)))
+                .is_some_and(|needed| needed <= self.x.len() && (self.num_rows == 1 || self.stride >= k))
+    }
+
+    /// Whether there are more than `few` rows, or kernels must be those of more.
+    pub(crate) fn are_many(&self, few: usize) -> bool {
+        self.num_rows > few || self.numerics == Numerics::Invariant
+    }
+}
+
 /// Quantised activations that own their memory: what a caller without an arena of its own uses.
 #[derive(Debug, Clone, Default)]
 pub struct ActBuffer {
@@ -126,8 +156,8 @@ pub struct ActBuffer {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
-    packed_q: Vec<i8>,
-    packed_d: Vec<f32>,
+    packed_q: Lines<i8>,
+    packed_d: Lines<f32>,
 }
 
 impl ActBuffer {
@@ -161,8 +191,8 @@ impl ActBuffer {
         let (num_rows, k) = (self.num_rows, self.k);
         let packed_rows = if num_rows > super::DECODE_ROWS { num_rows } else { 0 };
         let [q_len, d_len] = PackedActs::lengths(packed_rows, k);
-        self.packed_q.resize(q_len, 0);
-        self.packed_d.resize(d_len, 0.0);
+        self.packed_q.resize(q_len);
+        self.packed_d.resize(d_len);
         let (mut packed_q, mut packed_d) = (std::mem::take(&mut self.packed_q), std::mem::take(&mut self.packed_d));
         let acts = self.rows();
         let blocks =
@@ -190,11 +220,6 @@ pub(super) fn scale_of(largest: f32) -> f32 {
     f32::from_bits((largest / 127.0).to_bits() & !3)
 }
 
-/// A cache line.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 /// One worker's memory for unpacked weights. Made once; kernels allocate nothing.
 #[derive(Debug)]
 pub struct Scratch {
@@ -209,7 +234,7 @@ impl Scratch {
         // start value for 4 elements and two factors for 16. A carved slice may lose a line.
         let dots = (4 * size_of::<f32>()).max(super::DECODE_ROWS * 2) * max_k.next_multiple_of(512);
         let bytes = super::gemm::SCRATCH_BYTES.max(super::float::SCRATCH_BYTES).max(dots) + 16 * size_of::<Line>();
-        Self { max_k, lines: vec![Line([0; 64]); bytes.div_ceil(size_of::<Line>())] }
+        Self { max_k, lines: Line::zeroed::<u8>(bytes) }
     }
 
     /// The K that it was made for.
@@ -234,7 +259,7 @@ impl<'a> Carve<'a> {
     /// # Panics
     /// If the scratch was made for a smaller K: a mistake of the caller, like a slice index.
     pub(crate) fn take<T: bytemuck::Pod>(&mut self, len: usize) -> &'a mut [T] {
-        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let lines = Line::count::<T>(len);
         let (taken, rest) = std::mem::take(&mut self.rest).split_at_mut(lines);
         self.rest = rest;
         &mut bytemuck::cast_slice_mut(taken)[..len]

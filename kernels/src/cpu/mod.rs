@@ -25,6 +25,7 @@ mod gemm;
 mod isa;
 mod kernels;
 pub mod kv;
+mod lines;
 mod math;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
@@ -45,9 +46,19 @@ mod vector_tests;
 pub use isa::{Isa, detected_features};
 pub use kernels::CpuKernels;
 use kernels::dequantize_checked;
-pub use matrix::{ACT_GROUP, ActBuffer, ActRows, MatrixRef, ROW_TILE, SUM_GROUP, Scratch};
+pub use matrix::{ACT_GROUP, ActBuffer, ActRows, FloatActs, MatrixRef, ROW_TILE, SUM_GROUP, Scratch};
 pub use pack::{PACK_ROWS, PackedActs};
 
 /// Rows of activations up to which a matmul reads the weights as they lie in the file. With more, it unpacks a panel of
 /// them first.
 pub const DECODE_ROWS: usize = 8;
+
+/// What a row's result may depend on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Numerics {
+    /// On how many rows there are: their number chooses the kernels, and with them the order of additions.
+    #[default]
+    Fast,
+    /// On that row only: the kernels of many rows take any number of them.
+    Invariant,
+}

@@ -64,6 +64,11 @@ impl Case {
     fn matrix(&self) -> MatrixRef<'_> {
         MatrixRef::new(self.dtype, self.n, self.k, &self.weights).unwrap()
     }
+
+    fn acts(&self) -> FloatActs<'_> {
+        let (k, numerics) = (self.k, Numerics::Fast);
+        FloatActs { x: &self.x, stride: k, num_rows: self.x.len() / k, numerics }
+    }
 }
 
 /// The product in f64 with exact integers, and the sum of the magnitudes that were added: what rounding errors are relative to.
@@ -326,7 +331,7 @@ fn only_the_rows_asked_for_are_written() {
                         if dtype.is_float() {
                             kernels.matmul_f32_all(&matrix, &case.x, m, &mut whole, &mut scratch);
                             let base = out.as_mut_ptr();
-                            kernels.matmul_f32(&matrix, rows.clone(), &case.x, k, m, base, stride, &mut scratch);
+                            kernels.matmul_f32(&matrix, rows.clone(), &case.acts(), base, stride, &mut scratch);
                         } else {
                             kernels.matmul_q8_all(&matrix, &acts, &mut whole, &mut scratch);
                             kernels.matmul_q8(&matrix, rows.clone(), &acts, out.as_mut_ptr(), stride, &mut scratch);
@@ -387,6 +392,47 @@ fn matmul_f32_for_every_type_and_shape() {
     }
 }
 
+/// A row alone, and the same one among more than a kernel takes at once.
+#[test]
+fn invariant_rows_do_not_depend_on_others() {
+    for kernels in all_kernels() {
+        for dtype in float_and_q8_types() {
+            let (n, k, m) = (37, 512, 75);
+            let case = Case::new(dtype, m, n, k, 5);
+            let product = |rows: std::ops::Range<usize>| {
+                let x = &case.x[rows.start * k..rows.end * k];
+                let mut out = vec![f32::NAN; rows.len() * n];
+                let mut scratch = Scratch::for_shapes(k);
+                if dtype.is_float() {
+                    let acts = FloatActs { x, stride: k, num_rows: rows.len(), numerics: Numerics::Invariant };
+                    // SAFETY: `out` is [rows, n].
+                    unsafe {
+                        kernels.matmul_rounded(&case.matrix(), 0..n, &acts, out.as_mut_ptr(), n, &mut scratch);
+                    }
+                } else {
+                    // Packed is what rows of a number above DECODE_ROWS are; the others of theirs are zeros here.
+                    let mut padded = x.to_vec();
+                    padded.resize(x.len().max(9 * k), 0.0);
+                    let mut buffer = ActBuffer::default();
+                    let acts = buffer.quantize(&kernels, &padded, k).unwrap();
+                    let packed = acts.packed.map(|packed| {
+                        let [q, d] = PackedActs::lengths(rows.len(), k);
+                        PackedActs { q: &packed.q[..q], d: &packed.d[..d] }
+                    });
+                    let acts = ActRows { packed, ..ActRows { packed: None, ..acts }.rows(0..rows.len()) };
+                    kernels.matmul_q8_all(&case.matrix(), &acts, &mut out, &mut scratch);
+                }
+                out
+            };
+            let whole = product(0..m);
+            for rows in [0..1, 74..75, 7..12, 30..41, 3..36] {
+                let part = product(rows.clone());
+                assert_eq!(part, whole[rows.start * n..rows.end * n], "{} {dtype} {rows:?}", kernels.isa().name());
+            }
+        }
+    }
+}
+
 /// The product of bf16 weights with activations rounded to bf16, on the tables that round.
 #[test]
 fn matmul_rounded_is_exact_on_rounded_activations() {
@@ -401,7 +447,7 @@ fn matmul_rounded_is_exact_on_rounded_activations() {
             let mut scratch = Scratch::for_shapes(k);
             // SAFETY: `out` is [m, n + 3].
             unsafe {
-                kernels.matmul_rounded(&case.matrix(), 0..n, &case.x, k, m, out.as_mut_ptr(), n + 3, &mut scratch);
+                kernels.matmul_rounded(&case.matrix(), 0..n, &case.acts(), out.as_mut_ptr(), n + 3, &mut scratch);
             }
             let mut dense = vec![0.0; n * k];
             for (row, dense) in dense.chunks_exact_mut(k).enumerate() {
@@ -438,7 +484,7 @@ fn the_check_of_amx_can_fail() {
     assert!(avx512::amx::agrees_with_scalar(&kernels).unwrap());
     for wrong in [
         CpuKernels { matmul_q8: |w, rows, _, out, stride, _| clear(w, rows, out, stride), ..kernels },
-        CpuKernels { matmul_bf16: Some(|w, rows, _, _, _, out, stride, _| clear(w, rows, out, stride)), ..kernels },
+        CpuKernels { matmul_bf16: Some(|w, rows, _, out, stride, _| clear(w, rows, out, stride)), ..kernels },
     ] {
         assert!(!avx512::amx::agrees_with_scalar(&wrong).unwrap());
     }

@@ -73,6 +73,12 @@ pub(super) trait TileLanes {
     unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
     /// `a · b + c`, rounded once.
     unsafe fn fma(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+    /// `acc + a · b`, rounded once, in the register of `acc`.
+    #[inline(always)]
+    unsafe fn add_product(acc: Self::Float, a: Self::Float, b: Self::Float) -> Self::Float {
+        // SAFETY: value-only.
+        unsafe { Self::fma(a, b, acc) }
+    }
 
     /// `start[r][lane] + Σ codes[n · stride + i] · q[i / 4][lane + r · LANES][i % 4]` over the `GROUP` elements i of a group, for
     /// codes up to `MAX`, less [`Self::bias`].
@@ -198,7 +204,7 @@ pub(super) unsafe fn compute<
                     let scale = L::splat(*tile.scales.add(n * tile.scale_stride + index));
                     for r in 0..R {
                         let dot = L::fma(L::from_bits(dots[n][r]), d[r], shift[r]);
-                        acc[n][r] = L::fma(dot, scale, acc[n][r]);
+                        acc[n][r] = L::add_product(acc[n][r], dot, scale);
                     }
                 }
                 if MIN {
@@ -209,7 +215,7 @@ pub(super) unsafe fn compute<
                     for n in 0..N {
                         let min = L::splat(*tile.mins.add(n * tile.scale_stride + index));
                         for r in 0..R {
-                            acc[n][r] = L::fma(sums[r], min, acc[n][r]);
+                            acc[n][r] = L::add_product(acc[n][r], sums[r], min);
                         }
                     }
                 }
@@ -248,7 +254,8 @@ pub(super) unsafe fn dots_by_4<L: TileLanes, const GROUP: usize, const R: usize,
     dot: impl Fn(L::Int, L::Int, L::Int) -> L::Int,
 ) -> [[L::Int; R]; N] {
     let mut dots = [start; N];
-    for step in 0..opaque(GROUP / 4) {
+    let (mut step, num_steps) = (0, opaque(GROUP / 4));
+    loop {
         // SAFETY: the caller's codes and activations.
         unsafe {
             let mut x = [L::splat_int(0); R];
@@ -261,6 +268,11 @@ pub(super) unsafe fn dots_by_4<L: TileLanes, const GROUP: usize, const R: usize,
                     dots[n][r] = dot(dots[n][r], w, x[r]);
                 }
             }
+        }
+        // The compiler must not think of a loop without a round.
+        step += 1;
+        if step == num_steps {
+            break;
         }
     }
     dots

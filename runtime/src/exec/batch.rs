@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::exec::Limits;
 use crate::kv::BLOCK_TOKENS;
+pub use shimmy_kernels::cpu::Numerics;
 
 /// Which rows of a piece the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,16 +16,6 @@ pub enum OutputRows {
     Last,
     /// Every token's (goldens, perplexity, speculation).
     All,
-}
-
-/// What a row's result may depend on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Numerics {
-    /// On how many rows the step has: their number chooses the kernels, and with them the rounding.
-    #[default]
-    Fast,
-    /// On the tokens of its own sequence only: bit-equal whoever else is in the step and however a prompt was cut.
-    Invariant,
 }
 
 /// A piece of one sequence.

@@ -45,7 +45,8 @@ pub(super) struct Args {
     /// Try several tokens of an answer in one step, where its text repeats itself or the prompt.
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     speculate: SpeculateArg,
-    /// Answers to requests with a seed don't depend on what else is computed, to the last bit. Slow: one token at a time.
+    /// Answers to requests with a seed don't depend on what else is computed, to the last bit. Slower for few
+    /// answers at once.
     #[arg(long)]
     deterministic: bool,
     /// On SIGTERM and Ctrl-C: how long running answers may take to finish.

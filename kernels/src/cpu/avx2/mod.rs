@@ -29,7 +29,7 @@ use dot::{Dot, Maddubs};
 use vnni::Vnni;
 
 use super::{
-    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
+    CpuKernels, Isa, float as float_loops,
     float::FloatIsa,
     gemm as gemm_loops,
     matrix::{ActRows, MatrixRef, Scratch},
@@ -71,7 +71,7 @@ unsafe fn matmul_q8<D: Dot>(
 ) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        if acts.num_rows <= DECODE_ROWS {
+        if acts.packed.is_none() {
             decode::matmul::<D>(w, rows, acts, out, stride, scratch);
         } else {
             gemm_loops::matmul::<D::Gemm>(w, rows, acts, out, stride, scratch);

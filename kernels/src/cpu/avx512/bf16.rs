@@ -11,7 +11,7 @@ use super::gemm::transpose;
 use crate::cpu::{
     float,
     kernels::BF16_UNIT as UNIT,
-    matrix::{MatrixRef, Scratch},
+    matrix::{FloatActs, MatrixRef, Scratch},
 };
 
 /// Rows of activations that share one transposition of the weights.
@@ -185,17 +185,15 @@ unsafe fn store(sums: *const f32, num_rows: usize, num_cols: usize, out: *mut f3
 ///
 /// # Safety
 /// As there; the CPU must have AVX-512 F and BF16, and the ISA.
-#[expect(clippy::too_many_arguments, reason = "the signature of the table")]
 pub(super) unsafe fn matmul<I: Bf16Isa>(
     w: &MatrixRef,
     rows: Range<usize>,
-    x: &[f32],
-    x_stride: usize,
-    num_rows: usize,
+    acts: &FloatActs,
     out: *mut f32,
     out_stride: usize,
     scratch: &mut Scratch,
 ) {
+    let FloatActs { x, stride: x_stride, num_rows, .. } = *acts;
     let k = w.cols();
     let mut carve = scratch.carve();
     let rounded = carve.take::<u16>(SLAB_ROWS * CHUNK);

@@ -29,7 +29,7 @@ use dot::{Dot, Emulated, Vnni};
 use gemm::Gemm;
 
 use super::{
-    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
+    CpuKernels, Isa, float as float_loops,
     float::FloatIsa,
     gemm::{self as gemm_loops, GemmIsa},
     matrix::{ActRows, MatrixRef, Scratch},
@@ -84,7 +84,7 @@ unsafe fn matmul_q8<D: Dot, G: GemmIsa>(
 ) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        if acts.num_rows <= DECODE_ROWS {
+        if acts.packed.is_none() {
             decode::matmul::<D>(w, rows, acts, out, stride, scratch);
         } else {
             gemm_loops::matmul::<G>(w, rows, acts, out, stride, scratch);

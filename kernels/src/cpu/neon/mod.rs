@@ -27,7 +27,7 @@ use dot::{Dot, Dotprod, Widening};
 pub(super) use dot::{dots, dots_dotprod};
 
 use super::{
-    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
+    CpuKernels, Isa, float as float_loops,
     float::FloatIsa,
     gemm as gemm_loops,
     matrix::{ActRows, MatrixRef, Scratch},
@@ -64,7 +64,7 @@ unsafe fn matmul_q8<D: Dot>(
 ) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        if acts.num_rows <= DECODE_ROWS {
+        if acts.packed.is_none() {
             decode::matmul::<D>(w, rows, acts, out, stride);
         } else {
             gemm_loops::matmul::<gemm::Gemm<D>>(w, rows, acts, out, stride, scratch);

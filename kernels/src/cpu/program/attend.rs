@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::instr::{Instr, Span};
 use super::ops::{Run, range_of};
 use super::{CacheSlot, WorkerScratch};
+use crate::cpu::Numerics;
 use crate::cpu::attention::{KV_BLOCK, TILE_QUERIES, TileArgs, merge_parts};
 
 /// Positions that a part of a context has at least: some µs of work.
@@ -58,7 +59,8 @@ impl Run<'_> {
             let num_rows = seq.rows.len();
             let first = window.map_or(0, |window| (seq.start + 1).saturating_sub(window));
             let (start, end) = (first / KV_BLOCK * KV_BLOCK, seq.start + num_rows);
-            let wanted = if num_rows <= MAX_CUT_ROWS && cut_rows + num_rows <= CUT_ROWS {
+            let may_cut = self.input.numerics == Numerics::Fast;
+            let wanted = if may_cut && num_rows <= MAX_CUT_ROWS && cut_rows + num_rows <= CUT_ROWS {
                 ((end - start) / PART_POSITIONS).clamp(1, MAX_PARTS)
             } else {
                 1
@@ -130,7 +132,7 @@ impl Run<'_> {
             (blocks * self.code.kv.block_bytes(cache.k_dim), blocks * self.code.kv.block_bytes(cache.v_dim));
         // SAFETY: nobody writes to the cache between the barriers around this instruction.
         let (k, v) =
-            unsafe { (self.memory.kv.bytes(cache.k..cache.k + k_len), self.memory.kv.bytes(cache.v..cache.v + v_len)) };
+            unsafe { (self.memory.kv.slice(cache.k..cache.k + k_len), self.memory.kv.slice(cache.v..cache.v + v_len)) };
         let args = TileArgs {
             queries: &tile[..queries.len()],
             kv: self.code.kv,

@@ -190,23 +190,23 @@ impl ProgramBuilder {
             .map_err(|error| ProgramError::Step(format!("worker threads can't be started: {error}")))?;
         let scratch = (0..team.num_workers())
             .map(|_| {
-                Region::new(vec![WorkerScratch {
+                Own::new(WorkerScratch {
                     matmul: Scratch::for_shapes(max_cols),
                     attention: TileScratch::new(max_dim),
                     seq_pieces: Vec::with_capacity(size.max_tokens),
                     row: vec![0.0; max_width],
-                }])
+                })
             })
             .collect();
         let memory = Memory {
-            arena: Region::new(vec![0.0; arena_len]),
-            act_q: Region::new(vec![0; q_len]),
-            act_d: Region::new(vec![0.0; d_len]),
-            act_sums: Region::new(vec![0; sums_len]),
-            packed_q: Region::new(vec![0; packed_q_len]),
-            packed_d: Region::new(vec![0.0; packed_d_len]),
+            arena: Region::zeroed(arena_len),
+            act_q: Region::zeroed(q_len),
+            act_d: Region::zeroed(d_len),
+            act_sums: Region::zeroed(sums_len),
+            packed_q: Region::zeroed(packed_q_len),
+            packed_d: Region::zeroed(packed_d_len),
             kv: Region::zeroed(kv_bytes),
-            parts: Region::new(vec![0.0; parts_len]),
+            parts: Region::zeroed(parts_len),
             arrivals: (0..cut_rows * max_kv_heads).map(|_| AtomicU32::new(0)).collect(),
             scratch,
             writers: vec![0; size.num_blocks],

@@ -1,89 +1,96 @@
 //! Zeroed memory that all workers can reach, each its own part.
 
 use std::cell::UnsafeCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-/// A boxed slice with shared mutable access.
+use bytemuck::Pod;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// What one worker owns among the others' own.
+pub(super) struct Own<T>(UnsafeCell<T>);
+
+// SAFETY: access goes through `get`, whose contract forbids it to two threads at once.
+unsafe impl<T: Send> Sync for Own<T> {}
+
+impl<T> Own<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// # Safety
+    /// No other reference to the value lives while the result does.
+    #[allow(clippy::mut_from_ref, reason = "the cell is there for it; exclusivity is the contract")]
+    pub(super) unsafe fn get(&self) -> &mut T {
+        // SAFETY: exclusive by contract.
+        unsafe { &mut *self.0.get() }
+    }
+}
+
+/// Elements with shared mutable access, the first at a cache line: a register that is loaded from two costs two loads.
 pub(super) struct Region<T> {
-    cells: Box<[UnsafeCell<T>]>,
-    /// Bytes before the first one in use; 0 but for lines.
+    /// A line more than needed. Their type asks for no alignment: std's allocator fills zeroed memory of large alignments by hand,
+    /// which makes all of it resident, and takes that of small ones as the system gives it.
+    bytes: Box<[UnsafeCell<[u8; LINE]>]>,
+    /// Bytes before the first element; less than a line.
     skipped: usize,
+    len: usize,
+    elements: PhantomData<T>,
 }
 
 // SAFETY: access goes through the unsafe methods below, whose contracts forbid conflicting access from two threads.
 unsafe impl<T: Send> Sync for Region<T> {}
 
-impl<T> Region<T> {
-    /// Takes over the elements.
-    pub(super) fn new(elements: Vec<T>) -> Self {
-        let boxed = Box::into_raw(elements.into_boxed_slice());
-        // SAFETY: `UnsafeCell<T>` has the layout of `T`, so this is the same allocation with the same layout.
-        let cells = unsafe { Box::from_raw(boxed as *mut [UnsafeCell<T>]) };
-        Self { cells, skipped: 0 }
+impl<T: Pod> Region<T> {
+    /// `len` zeros. The system gives their pages when they are first touched.
+    pub(super) fn zeroed(len: usize) -> Self {
+        const { assert!(align_of::<T>() <= LINE) };
+        let num_lines = len.saturating_mul(size_of::<T>()).div_ceil(LINE) + 1;
+        let bytes = Box::into_raw(bytemuck::zeroed_vec::<[u8; LINE]>(num_lines).into_boxed_slice());
+        // SAFETY: `UnsafeCell` has the layout of what it holds, so this is the same allocation with the same layout.
+        let bytes = unsafe { Box::from_raw(bytes as *mut [UnsafeCell<[u8; LINE]>]) };
+        let skipped = bytes.as_ptr().cast::<u8>().align_offset(LINE);
+        Self { bytes, skipped, len, elements: PhantomData }
     }
 
     /// The address of element `index`, which may be one past the end.
     pub(super) fn at(&self, index: usize) -> *mut T {
-        assert!(index <= self.cells.len(), "region: index out of bounds");
+        self.range_at(index..index)
+    }
+
+    /// The address of the first of these elements.
+    pub(super) fn range_at(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "region: {range:?} of {}", self.len);
         // In bounds: checked above.
-        self.cells.as_ptr().cast_mut().cast::<T>().wrapping_add(index)
+        let first = self.bytes.as_ptr().cast_mut().cast::<u8>().wrapping_add(self.skipped).cast::<T>();
+        first.wrapping_add(range.start)
     }
 
-    /// # Safety
-    /// No thread writes to the range while the result lives.
-    pub(super) unsafe fn slice(&self, range: Range<usize>) -> &[T] {
-        let cells = &self.cells[range];
-        // SAFETY: in bounds by the line above; nobody writes by contract.
-        unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<T>(), cells.len()) }
-    }
-
-    /// # Safety
-    /// No other reference to the range lives while the result does.
-    #[allow(clippy::mut_from_ref, reason = "the cells are there for it; exclusivity is the contract")]
-    pub(super) unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [T] {
-        let cells = &self.cells[range];
-        // SAFETY: in bounds by the line above; exclusive by contract.
-        unsafe { std::slice::from_raw_parts_mut(cells.as_ptr().cast_mut().cast::<T>(), cells.len()) }
-    }
-}
-
-/// As many bytes as a cache line. Its type asks for no alignment: std's allocator fills zeroed memory of large alignments by
-/// hand, which makes all of it resident, and takes that of small ones as the system gives it.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(super) struct Line([u8; 64]);
-
-impl Region<Line> {
-    /// Zeroed lines, the first at a cache line. The system gives their pages when they are first touched.
-    pub(super) fn zeroed(num_bytes: usize) -> Self {
-        let size = size_of::<Line>();
-        let mut region = Self::new(bytemuck::zeroed_vec(num_bytes.div_ceil(size) + 1));
-        region.skipped = region.cells.as_ptr().cast::<u8>().align_offset(size);
-        region
-    }
-
-    /// The address of the first of `len` bytes.
-    pub(super) fn byte_at(&self, start: usize, len: usize) -> *mut u8 {
-        // There is one line more than needed, and less than one is skipped.
-        let size = size_of_val(&*self.cells) - size_of::<Line>();
-        assert!(start <= size && len <= size - start, "region: bytes out of bounds");
-        // In bounds: checked above.
-        self.cells.as_ptr().cast_mut().cast::<u8>().wrapping_add(self.skipped + start)
-    }
-
-    /// Copies `len` bytes.
-    pub(super) fn copy_bytes(&mut self, from: usize, to: usize, len: usize) {
-        let (from, to) = (self.byte_at(from, len), self.byte_at(to, len));
+    /// Copies elements, which may overlap.
+    pub(super) fn copy_within(&mut self, from: Range<usize>, to: usize) {
+        let len = from.len();
+        let (from, to) = (self.range_at(from), self.range_at(to..to + len));
         // SAFETY: both are in bounds by the line above, `copy` lets them overlap, and `&mut self` keeps all others out.
         unsafe { std::ptr::copy(from, to, len) };
     }
 
     /// # Safety
     /// No thread writes to the range while the result lives.
-    pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
-        let start = self.byte_at(range.start, range.len());
-        // SAFETY: in bounds by the line above; nobody writes by contract.
-        unsafe { std::slice::from_raw_parts(start, range.len()) }
+    pub(super) unsafe fn slice(&self, range: Range<usize>) -> &[T] {
+        let len = range.len();
+        // SAFETY: in bounds by `range_at`, any bytes are a `T`, lines are aligned for it; nobody writes by contract.
+        unsafe { std::slice::from_raw_parts(self.range_at(range), len) }
+    }
+
+    /// # Safety
+    /// No other reference to the range lives while the result does.
+    #[allow(clippy::mut_from_ref, reason = "the cells are there for it; exclusivity is the contract")]
+    pub(super) unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [T] {
+        let len = range.len();
+        // SAFETY: in bounds by `range_at`, any bytes are a `T`, lines are aligned for it; exclusive by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.range_at(range), len) }
     }
 }
 
@@ -98,11 +105,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_aligned_and_cost_nothing_until_they_are_touched() {
+    fn regions_are_aligned_and_cost_nothing_until_they_are_touched() {
         const SIZE: usize = 1 << 30;
         let before = resident();
-        let region = Region::<Line>::zeroed(SIZE);
-        assert!(region.byte_at(0, SIZE).cast::<Line>().addr().is_multiple_of(64));
+        let region = Region::<u8>::zeroed(SIZE);
+        assert!(region.at(0).addr().is_multiple_of(LINE));
         let (Some(before), Some(after)) = (before, resident()) else {
             eprintln!("SKIP: the resident memory isn't known here");
             return;
@@ -113,18 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn copies_move_just_their_bytes() {
-        let mut region = Region::<Line>::zeroed(256);
-        for index in 0..256 {
-            // SAFETY: in bounds by `byte_at`; nobody else has the region.
-            unsafe { region.byte_at(index, 1).write(index as u8) };
-        }
-        region.copy_bytes(64, 192, 64);
+    fn copies_move_just_their_elements() {
+        let mut region = Region::<u16>::zeroed(256);
+        // SAFETY: nobody else has the region.
+        unsafe { region.slice_mut(0..256) }.iter_mut().zip(0..).for_each(|(x, index)| *x = index);
+        region.copy_within(64..128, 192);
         // SAFETY: nobody writes.
-        let bytes = unsafe { region.bytes(0..256) };
-        assert!(bytes[..192].iter().enumerate().all(|(index, &byte)| byte == index as u8));
-        assert_eq!(bytes[192..], (64..128).collect::<Vec<u8>>()[..]);
-        let beyond = std::panic::AssertUnwindSafe(|| region.byte_at(250, 7));
+        let elements = unsafe { region.slice(0..256) };
+        assert!(elements[..192].iter().zip(0..).all(|(&x, index)| x == index));
+        assert!(elements[192..].iter().zip(64..).all(|(&x, index)| x == index));
+        let beyond = std::panic::AssertUnwindSafe(|| region.range_at(250..257));
         assert!(std::panic::catch_unwind(beyond).is_err());
     }
 }

@@ -35,7 +35,7 @@ pub use run::{SeqInput, StepInput};
 use std::sync::atomic::AtomicU32;
 
 use super::kv::KvType;
-use super::program::memory::{Line, Region};
+use super::program::memory::{Own, Region};
 use super::team::Team;
 use super::vector::VectorKernels;
 use super::{CpuKernels, MatrixRef, Scratch};
@@ -143,12 +143,12 @@ struct Memory {
     /// The same packed, in steps of many rows.
     packed_q: Region<i8>,
     packed_d: Region<f32>,
-    kv: Region<Line>,
+    kv: Region<u8>,
     /// Attention over parts of a context: `[CUT_ROWS][num_heads][MAX_PARTS][v_dim + 2]` of the largest layer.
     parts: Region<f32>,
     /// Parts that are done, for each sequence whose context is cut and each KV head; 0 between instructions.
     arrivals: Vec<AtomicU32>,
-    scratch: Vec<Region<WorkerScratch>>,
+    scratch: Vec<Own<WorkerScratch>>,
     /// Per block: the step that wrote it last, to refuse a block that is written twice in one.
     writers: Vec<u64>,
     /// Counts steps.
@@ -189,7 +189,8 @@ impl Program {
         for cache in &self.code.caches {
             for (start, dim) in [(cache.k, cache.k_dim), (cache.v, cache.v_dim)] {
                 let bytes = cache.num_kv_heads * self.code.kv.block_bytes(dim);
-                self.memory.kv.copy_bytes(start + from * bytes, start + to * bytes, bytes);
+                let first = start + from * bytes;
+                self.memory.kv.copy_within(first..first + bytes, start + to * bytes);
             }
         }
         Ok(())

@@ -7,7 +7,9 @@ use super::{ActSlot, CacheSlot, Code, Memory, StepInput, WorkerScratch};
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
 use crate::cpu::vector::{NormRow, rope_head};
-use crate::cpu::{ACT_GROUP, ActRows, DECODE_ROWS, MatrixRef, PACK_ROWS, PackedActs, ROW_TILE, SUM_GROUP};
+use crate::cpu::{
+    ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, ROW_TILE, SUM_GROUP,
+};
 
 /// Pieces of a matmul for each worker: enough to even out a worker that is slower than the others or has lost its core.
 const PIECES_A_WORKER: usize = 4;
@@ -33,11 +35,16 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether a matmul takes that many rows by the kernels for many.
+    fn are_many(&self, num_rows: usize) -> bool {
+        num_rows > DECODE_ROWS || self.input.numerics == Numerics::Invariant
+    }
+
     /// This worker's rows of the buffer: the same ones in every row-wise instruction on as many rows.
     fn my_rows(&self, span: &Span) -> Range<usize> {
         let num_rows = self.num_rows(self.code.buffers[span.buf.0].rows);
         // Rows that are packed lie side by side: whole cache lines of them, if that leaves work for others.
-        let tile = if num_rows <= DECODE_ROWS {
+        let tile = if !self.are_many(num_rows) {
             1
         } else if num_rows <= PACK_ROWS {
             PACK_ROWS / 4
@@ -206,7 +213,7 @@ impl<'a> Run<'a> {
                 );
             }
         }
-        if self.num_rows(self.code.buffers[x.buf.0].rows) <= DECODE_ROWS {
+        if !self.are_many(self.num_rows(self.code.buffers[x.buf.0].rows)) {
             return;
         }
         let mut first = rows.start;
@@ -304,7 +311,7 @@ impl<'a> Run<'a> {
         if num_workers == 1 {
             return num_tiles;
         }
-        let least = if num_rows <= DECODE_ROWS {
+        let least = if !self.are_many(num_rows) {
             let weight = &self.code.weights[part.weight.0];
             let tile_bytes = (*weight.bytes).as_ref().len() / weight.rows * ROW_TILE;
             PIECE_BYTES.div_ceil(tile_bytes.max(1))
@@ -331,7 +338,7 @@ impl<'a> Run<'a> {
                 // SAFETY: quantised rows are complete since the last barrier; `out` addresses `[num_rows, columns]` of the
                 // buffer, in bounds by the builder's checks, exclusive by contract.
                 unsafe {
-                    let packed = (num_rows > DECODE_ROWS).then(|| PackedActs {
+                    let packed = self.are_many(num_rows).then(|| PackedActs {
                         q: self.memory.packed_q.slice(slot_x.packed_q..slot_x.packed_q + q),
                         d: self.memory.packed_d.slice(slot_x.packed_d..slot_x.packed_d + d),
                     });
@@ -347,18 +354,14 @@ impl<'a> Run<'a> {
                 // SAFETY: as above. The slice spans whole rows; the builder refuses an output in the same buffer, so nobody
                 // writes anywhere in it.
                 unsafe {
-                    let x = self.memory.arena.slice(start..end);
-                    let scratch = &mut self.scratch.matmul;
-                    self.code.kernels.matmul_rounded(
-                        &weight,
-                        columns.clone(),
-                        x,
-                        slot_x.width,
+                    let acts = FloatActs {
+                        x: self.memory.arena.slice(start..end),
+                        stride: slot_x.width,
                         num_rows,
-                        out,
-                        slot.width,
-                        scratch,
-                    );
+                        numerics: self.input.numerics,
+                    };
+                    let scratch = &mut self.scratch.matmul;
+                    self.code.kernels.matmul_rounded(&weight, columns.clone(), &acts, out, slot.width, scratch);
                 }
             }
         }
@@ -387,8 +390,16 @@ impl<'a> Run<'a> {
             // SAFETY: the block lies in the cache, and the slot of this position in it is written by this row alone
             // (`check_input`). Blocks begin at multiples of 64 bytes.
             unsafe {
-                kv.store_key(self.memory.kv.byte_at(cache.k + index * k_bytes, k_bytes), slot, k);
-                kv.store_value(self.memory.kv.byte_at(cache.v + index * v_bytes, v_bytes), slot, v);
+                kv.store_key(
+                    self.memory.kv.range_at(cache.k + index * k_bytes..cache.k + (index + 1) * k_bytes),
+                    slot,
+                    k,
+                );
+                kv.store_value(
+                    self.memory.kv.range_at(cache.v + index * v_bytes..cache.v + (index + 1) * v_bytes),
+                    slot,
+                    v,
+                );
             }
         }
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::ops::Run;
 use super::*;
+use crate::cpu::Numerics;
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
 
@@ -33,6 +34,8 @@ pub struct StepInput<'a> {
     pub outputs: &'a [u32],
     /// For each rope table: cos and sin, `[rows, half]`.
     pub ropes: &'a [(Vec<f32>, Vec<f32>)],
+    /// What a row's result may depend on, beside the tokens of its own sequence up to it.
+    pub numerics: Numerics,
 }
 
 impl StepInput<'_> {
@@ -52,8 +55,8 @@ impl Program {
         self.check_input(input).map_err(ProgramError::Step)?;
         let (code, memory) = (&self.code, &self.memory);
         self.team.run(&|worker: &Worker<'_>| {
-            // SAFETY: each worker has its own scratch; the region of another is never touched.
-            let scratch = unsafe { &mut memory.scratch[worker.index].slice_mut(0..1)[0] };
+            // SAFETY: each worker has its own scratch and never touches another's.
+            let scratch = unsafe { memory.scratch[worker.index].get() };
             let mut run = Run { code, memory, input, worker, scratch };
             for step in &code.instrs {
                 if step.barrier && !worker.barrier() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::build::ProgramSize;
 use super::*;
+use crate::cpu::Numerics;
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::vector::{Activation, RopePairs};
 use crate::quant::{
@@ -214,6 +215,7 @@ impl Input {
             blocks: &self.blocks,
             outputs: &self.outputs,
             ropes: &self.ropes,
+            numerics: Numerics::Fast,
         }
     }
 }
@@ -284,8 +286,8 @@ fn a_copied_block_is_read_like_its_original() {
         let step = |program: &mut Program, tokens: &[u32], start: usize, blocks: &[u32]| {
             let seqs = [SeqInput { rows: 0..tokens.len(), start, table: 0..blocks.len() }];
             let (seq_of_row, outputs) = (vec![0; tokens.len()], vec![tokens.len() as u32 - 1]);
-            let input =
-                StepInput { tokens, seqs: &seqs, seq_of_row: &seq_of_row, blocks, outputs: &outputs, ropes: &[] };
+            let (seq_of_row, outputs, numerics) = (&seq_of_row[..], &outputs[..], Numerics::Fast);
+            let input = StepInput { tokens, seqs: &seqs, seq_of_row, blocks, outputs, ropes: &[], numerics };
             program.run(&input).unwrap().to_vec()
         };
         let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
@@ -310,7 +312,8 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
         let seqs = [SeqInput { rows: 0..rows.len(), start: rows.start, table: 0..blocks.len() }];
         let (seq_of_row, outputs) = (vec![0; rows.len()], vec![rows.len() as u32 - 1]);
         let (tokens, seq_of_row, blocks) = (&tokens[rows], &seq_of_row[..], &blocks[..]);
-        let input = StepInput { tokens, seqs: &seqs, seq_of_row, blocks, outputs: &outputs, ropes: &[] };
+        let (outputs, numerics) = (&outputs[..], Numerics::Fast);
+        let input = StepInput { tokens, seqs: &seqs, seq_of_row, blocks, outputs, ropes: &[], numerics };
         program.run(&input).unwrap().to_vec()
     };
     for kv in KvType::ALL {
@@ -330,6 +333,55 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
             let bits = (whole, parts);
             assert!(*expected.get_or_insert(bits.clone()) == bits, "{kv:?}, {num_workers} workers");
         }
+    }
+}
+
+/// The keys and values of a sequence, and what its last token gives, do not depend on how it was cut, nor on a longer one
+/// beside it.
+#[test]
+fn an_invariant_sequence_is_the_same_in_any_company() {
+    const LEN: usize = 700;
+    let tokens: Vec<u32> = (0..LEN as u32).map(|i| i * i % 37).collect();
+    let num_blocks = LEN.div_ceil(KV_BLOCK);
+    let blocks: Vec<u32> = (0..2 * num_blocks as u32).collect();
+    let tables = [0..num_blocks, num_blocks..2 * num_blocks];
+    // Pieces of the first sequence and of the other one.
+    let run = |num_workers: usize, kv: KvType, steps: &[[Range<usize>; 2]]| {
+        let mut program = attention_program(num_workers, kv, blocks.len());
+        let mut last = Vec::new();
+        for [mine, other] in steps {
+            let seqs = [
+                SeqInput { rows: 0..mine.len(), start: mine.start, table: tables[0].clone() },
+                SeqInput { rows: mine.len()..mine.len() + other.len(), start: other.start, table: tables[1].clone() },
+            ];
+            let tokens: Vec<u32> = [&tokens[mine.clone()], &tokens[other.clone()]].concat();
+            let seq_of_row: Vec<u32> = (0..tokens.len()).map(|row| u32::from(row >= mine.len())).collect();
+            let outputs = [mine.len() as u32 - 1];
+            let input = StepInput {
+                tokens: &tokens,
+                seqs: &seqs,
+                seq_of_row: &seq_of_row,
+                blocks: &blocks,
+                outputs: &outputs,
+                ropes: &[],
+                numerics: Numerics::Invariant,
+            };
+            last = program.run(&input).unwrap().iter().map(|x| x.to_bits()).collect();
+        }
+        last
+    };
+    for kv in KvType::ALL {
+        let pieces = |len: usize| (0..LEN).step_by(len).map(move |start| [start..LEN.min(start + len), 0..0]);
+        let whole = run(2, kv, &pieces(50).collect::<Vec<_>>());
+        assert_eq!(run(1, kv, &pieces(50).collect::<Vec<_>>()), whole, "{kv:?}");
+        assert_eq!(run(2, kv, &pieces(7).collect::<Vec<_>>()), whole, "{kv:?}");
+        let mut alone = vec![[0..33, 0..0], [33..LEN - 1 - 15 * 41, 0..0]];
+        alone.extend((LEN - 1 - 15 * 41..LEN - 1).step_by(41).map(|start| [start..start + 41, 0..0]));
+        alone.push([LEN - 1..LEN, 0..0]);
+        assert_eq!(run(2, kv, &alone), whole, "{kv:?}");
+        let company: Vec<_> =
+            (0..LEN).step_by(20).map(|start| [start..LEN.min(start + 20), start..LEN.min(start + 30)]).collect();
+        assert_eq!(run(7, kv, &company), whole, "{kv:?}");
     }
 }
 

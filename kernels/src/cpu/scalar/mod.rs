@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     CpuKernels, Isa,
-    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch, scale_of},
+    matrix::{ACT_GROUP, ActRows, FloatActs, MatrixRef, SUM_GROUP, Scratch, scale_of},
     pack::transpose,
 };
 use crate::quant::{Block, GroupKind, QuantType, with_block};
@@ -93,13 +93,10 @@ pub(super) fn unreachable_float(dtype: QuantType) {
     panic!("matmul_q8 on {dtype}");
 }
 
-#[expect(clippy::too_many_arguments, reason = "the signature of the table")]
 unsafe fn matmul_f32(
     w: &MatrixRef,
     rows: Range<usize>,
-    x: &[f32],
-    x_stride: usize,
-    num_rows: usize,
+    acts: &FloatActs,
     out: *mut f32,
     stride: usize,
     scratch: &mut Scratch,
@@ -107,8 +104,8 @@ unsafe fn matmul_f32(
     let weights = scratch.carve().take::<f32>(w.cols());
     for row in rows {
         dequantize_row(w.dtype(), w.row(row), weights);
-        for m in 0..num_rows {
-            let x = &x[m * x_stride..m * x_stride + w.cols()];
+        for m in 0..acts.num_rows {
+            let x = &acts.x[m * acts.stride..m * acts.stride + w.cols()];
             let dot = weights.iter().zip(x).map(|(w, x)| w * x).sum();
             // SAFETY: the caller owns element (m, row) of `out`.
             unsafe { out.add(m * stride + row).write(dot) };

@@ -9,7 +9,7 @@ use shimmy_kernels::cpu::program::{Program, SeqInput, StepInput};
 use shimmy_kernels::cpu::{CpuKernels, topology};
 
 use crate::error::{Error, Result};
-use crate::exec::batch::{Numerics, OutputRows, StepBatch};
+use crate::exec::batch::{OutputRows, StepBatch};
 use crate::exec::options::{Activations, ExecOptions};
 use crate::exec::{Executor, Limits, PrefixReuse, StepOutput};
 use crate::kv::BLOCK_TOKENS;
@@ -40,9 +40,6 @@ pub struct CpuExecutor {
     seq_of_row: Vec<u32>,
     outputs: Vec<u32>,
     tables: Vec<(Vec<f32>, Vec<f32>)>,
-    // For steps that are computed row by row; empty until there is one.
-    single: StepBatch,
-    rows: Vec<f32>,
 }
 
 impl CpuExecutor {
@@ -92,8 +89,6 @@ impl CpuExecutor {
             seq_of_row: Vec::with_capacity(limits.max_step_tokens),
             outputs: Vec::with_capacity(limits.max_step_outputs),
             tables,
-            single: StepBatch::default(),
-            rows: Vec::new(),
         })
     }
 
@@ -145,20 +140,9 @@ impl CpuExecutor {
             blocks: &batch.blocks,
             outputs: &self.outputs,
             ropes: &self.tables,
+            numerics: batch.numerics,
         };
         self.program.run(&input).map_err(|error| Error::EngineStopped(error.to_string()))
-    }
-
-    /// The number of a step's rows chooses matmul kernels and how contexts are cut; steps of one row have no choice.
-    fn run_by_rows(&mut self, batch: &StepBatch) -> Result<&[f32]> {
-        let (mut single, mut rows) = (std::mem::take(&mut self.single), std::mem::take(&mut self.rows));
-        rows.clear();
-        let result = batch.for_each_row(&mut single, |row| {
-            rows.extend_from_slice(self.run(row)?);
-            Ok(())
-        });
-        (self.single, self.rows) = (single, rows);
-        result.map(|()| &*self.rows)
     }
 }
 
@@ -183,10 +167,7 @@ impl Executor for CpuExecutor {
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         batch.validate(&self.limits, self.vocab_size)?;
         let (num_rows, width) = (batch.num_outputs(), self.width);
-        let data = match batch.numerics {
-            Numerics::Fast => self.run(batch)?,
-            Numerics::Invariant => self.run_by_rows(batch)?,
-        };
+        let data = self.run(batch)?;
         Ok(StepOutput { num_rows, width, data })
     }
 }
