@@ -168,6 +168,8 @@ mod rounds {
             Isa::Neon => Some(crate::cpu::neon::dots),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => Some(crate::cpu::neon::dots_dotprod),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(crate::cpu::neon::matrix_products),
             _ => None,
         }
     }
@@ -201,7 +203,7 @@ mod x86 {
             Isa::Avx512 => Some(dots_avx512),
             Isa::Avx512Vnni | Isa::Avx512Bf16 => Some(dots_vnni),
             Isa::Amx => Some(crate::cpu::avx512::amx::dots),
-            Isa::Scalar | Isa::Neon | Isa::NeonDotprod => None,
+            Isa::Scalar | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => None,
         }
     }
 
@@ -210,7 +212,7 @@ mod x86 {
         match isa {
             Isa::Avx2 | Isa::AvxVnni => Some(fma_avx2),
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => Some(fma_avx512),
-            Isa::Scalar | Isa::Neon | Isa::NeonDotprod => None,
+            Isa::Scalar | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => None,
         }
     }
 

@@ -21,11 +21,13 @@ pub enum Isa {
     Neon,
     /// [`Self::Neon`] and the dot product instructions of ARMv8.2.
     NeonDotprod,
+    /// [`Self::NeonDotprod`] and the 8-bit matrix multiplication of ARMv8.6.
+    NeonI8mm,
 }
 
 impl Isa {
     /// All levels: of each kind of CPU, the least first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Scalar,
         Self::Avx2,
         Self::AvxVnni,
@@ -35,6 +37,7 @@ impl Isa {
         Self::Amx,
         Self::Neon,
         Self::NeonDotprod,
+        Self::NeonI8mm,
     ];
 
     /// Name in logs and in `REQUIRE_ISA`: with a comma-separated list of names there, tests fail where the CPU lacks one of them.
@@ -49,6 +52,7 @@ impl Isa {
             Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -74,7 +78,7 @@ impl Isa {
                 Self::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
                 Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
                 Self::Amx => Self::Avx512Bf16.is_available() && super::avx512::amx::is_usable(),
-                Self::Neon | Self::NeonDotprod => false,
+                Self::Neon | Self::NeonDotprod | Self::NeonI8mm => false,
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -84,6 +88,7 @@ impl Isa {
                 Self::Scalar => true,
                 Self::Neon => neon(),
                 Self::NeonDotprod => neon() && std::arch::is_aarch64_feature_detected!("dotprod"),
+                Self::NeonI8mm => Self::NeonDotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
                 Self::Avx2 | Self::AvxVnni | Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx => false,
             }
         }

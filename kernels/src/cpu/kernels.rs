@@ -64,6 +64,8 @@ impl CpuKernels {
             Isa::Neon => Some(super::neon::BASE),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => Some(super::neon::DOTPROD),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(super::neon::I8MM),
             // Levels of other kinds of CPUs, which aren't available here.
             _ => None,
         }

@@ -149,7 +149,7 @@ impl VectorKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => avx512::table(),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDotprod => neon::table(),
+            Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => neon::table(),
             _ => None,
         };
         #[expect(clippy::expect_used, reason = "plain Rust needs no CPU feature")]

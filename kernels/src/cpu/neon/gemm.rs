@@ -163,28 +163,8 @@ impl<D: Dot> TileLanes for Lanes<D> {
         stride: usize,
         q: *const i8,
     ) -> [[int32x4_t; R]; N] {
-        let mut dots = [start; N];
-        // SAFETY: `GROUP` codes of each of N rows, and as many elements of R registers of activation rows.
-        unsafe {
-            for part in 0..GROUP / 16 {
-                let mut w = [vdupq_n_s8(0); N];
-                for n in 0..N {
-                    w[n] = vld1q_s8(codes.add(n * stride + part * 16).cast());
-                }
-                macro_rules! step {
-                    ($($quarter:literal)*) => {
-                        $(for r in 0..R {
-                            let x = vld1q_s8(q.add(((part * 4 + $quarter) * PACK_ROWS + r * 4) * 4));
-                            for n in 0..N {
-                                dots[n][r] = D::dot_quarter::<$quarter>(dots[n][r], x, w[n]);
-                            }
-                        })*
-                    };
-                }
-                step!(0 1 2 3);
-            }
-        }
-        dots
+        // SAFETY: the caller's promises, passed on.
+        unsafe { D::group::<GROUP, R, N>(start, codes, stride, q) }
     }
 }
 

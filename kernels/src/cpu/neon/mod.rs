@@ -1,8 +1,8 @@
-//! NEON kernels, with and without dot product instructions.
+//! NEON kernels, with and without the instructions for dot products and 8-bit matrix multiplication.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `dot.rs` | [`Dot`]: the 8-bit dot product, as `sdot` or as widening multiplications |
+//! | `dot.rs` | [`Dot`]: the 8-bit dot product, as `sdot`, as `smmla` where there are many, or as widening multiplications |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
 //! | `gemm.rs` | many rows: registers and transpose of the GEMM |
 //! | `float.rs` | f32 dot products and tiles |
@@ -23,8 +23,8 @@ pub(super) mod lanes;
 
 use std::ops::Range;
 
-use dot::{Dot, Dotprod, Widening};
-pub(super) use dot::{dots, dots_dotprod};
+use dot::{Dot, Dotprod, I8mm, Widening};
+pub(super) use dot::{dots, dots_dotprod, matrix_products};
 
 use super::{
     CpuKernels, Isa, float as float_loops,
@@ -49,6 +49,9 @@ pub(super) const BASE: CpuKernels = CpuKernels {
 
 /// The table for CPUs with them.
 pub(super) const DOTPROD: CpuKernels = CpuKernels { isa: Isa::NeonDotprod, matmul_q8: matmul_q8::<Dotprod>, ..BASE };
+
+/// The table for CPUs with 8-bit matrix multiplication as well.
+pub(super) const I8MM: CpuKernels = CpuKernels { isa: Isa::NeonI8mm, matmul_q8: matmul_q8::<I8mm>, ..BASE };
 
 /// See `CpuKernels::matmul_q8`.
 ///
