@@ -9,7 +9,7 @@ use crate::{
     cpu::{
         gemm::{GemmIsa, Source, Unpacked, unpack_blocks},
         matrix::{ACT_GROUP, SUM_GROUP},
-        pack::{self, PACK_ROWS},
+        pack,
         tile::{Tile, TileLanes},
     },
     quant::{Block, GroupKind},
