@@ -276,15 +276,20 @@ fn check(path: &Path, kind: &str, golden: &Golden, failures: &mut Vec<String>) -
     None
 }
 
-#[test]
-fn every_supported_family_matches_its_goldens() {
-    let Some(goldens) = crate::support::goldens() else { return };
+/// A folder for each model.
+pub(super) fn folders(goldens: &Path) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         std::fs::read_dir(goldens.join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.retain(|path| path.is_dir());
     folders.sort();
+    folders
+}
+
+#[test]
+fn every_supported_family_matches_its_goldens() {
+    let Some(goldens) = crate::support::goldens() else { return };
     let (mut failures, mut num_run) = (Vec::new(), 0);
-    for folder in &folders {
+    for folder in &folders(&goldens) {
         let meta: serde_json::Value =
             serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
         let kind = meta["kind"].as_str().unwrap();

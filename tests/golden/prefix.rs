@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use shimmy_runtime::Error;
@@ -126,12 +125,8 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
 #[test]
 fn prefix_hits_never_change_an_answer() {
     let Some(goldens) = crate::support::goldens() else { return };
-    let mut folders: Vec<PathBuf> =
-        std::fs::read_dir(goldens.join("models")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.retain(|path| path.is_dir());
-    folders.sort();
     let (mut failures, mut num_run) = (Vec::new(), 0);
-    for folder in &folders {
+    for folder in &super::models::folders(&goldens) {
         let meta: serde_json::Value =
             serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
         if meta["kind"] != "lm" {

@@ -37,12 +37,16 @@ pub(super) trait Dot: Copy + 'static {
     ///
     /// # Safety
     /// As there; the CPU must have this implementation's features.
+    #[inline(always)]
     unsafe fn group<const GROUP: usize, const R: usize, const N: usize>(
         start: [int32x4_t; R],
         codes: *const u8,
         stride: usize,
         q: *const i8,
-    ) -> [[int32x4_t; R]; N];
+    ) -> [[int32x4_t; R]; N] {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { by_quarters::<Self, GROUP, R, N>(start, codes, stride, q) }
+    }
 
     /// [`decode::tile`] with this dot product.
     ///
@@ -133,17 +137,6 @@ impl Dot for Dotprod {
             );
         }
         acc
-    }
-
-    #[inline(always)]
-    unsafe fn group<const GROUP: usize, const R: usize, const N: usize>(
-        start: [int32x4_t; R],
-        codes: *const u8,
-        stride: usize,
-        q: *const i8,
-    ) -> [[int32x4_t; R]; N] {
-        // SAFETY: the caller's promises, passed on.
-        unsafe { by_quarters::<Self, GROUP, R, N>(start, codes, stride, q) }
     }
 
     hot_functions!("neon,dotprod");
@@ -294,17 +287,6 @@ impl Dot for Widening {
             let high = vpaddlq_s16(vmull_high_s8(x, w));
             vaddq_s32(acc, vpaddq_s32(low, high))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn group<const GROUP: usize, const R: usize, const N: usize>(
-        start: [int32x4_t; R],
-        codes: *const u8,
-        stride: usize,
-        q: *const i8,
-    ) -> [[int32x4_t; R]; N] {
-        // SAFETY: the caller's promises, passed on.
-        unsafe { by_quarters::<Self, GROUP, R, N>(start, codes, stride, q) }
     }
 
     hot_functions!("neon");

@@ -392,16 +392,26 @@ fn a_panic_in_a_step_fails_all_streams() {
     assert_failure(|| panic!("an index out of bounds"), "an index out of bounds");
 }
 
-/// Rows of NaN for prompts that begin with token 13.
-struct Superstitious(TestExecutor, Vec<f32>);
+/// An executor whose output is changed before it is returned: `alter` gets the step, the width and the rows.
+struct Altered {
+    executor: TestExecutor,
+    alter: fn(&StepBatch, usize, &mut [f32]),
+    data: Vec<f32>,
+}
 
-impl Executor for Superstitious {
+impl Altered {
+    fn new(executor: TestExecutor, alter: fn(&StepBatch, usize, &mut [f32])) -> Self {
+        Self { executor, alter, data: Vec::new() }
+    }
+}
+
+impl Executor for Altered {
     fn name(&self) -> &'static str {
-        "superstitious"
+        "altered"
     }
 
     fn limits(&self) -> Limits {
-        self.0.limits()
+        self.executor.limits()
     }
 
     fn prefix_reuse(&self) -> PrefixReuse {
@@ -409,24 +419,29 @@ impl Executor for Superstitious {
     }
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
-        self.0.copy_block(from, to)
+        self.executor.copy_block(from, to)
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
-        let output = self.0.step(batch)?;
-        self.1 = output.data.to_vec();
-        for (row, seq) in batch.seqs.iter().enumerate() {
-            if batch.tokens[seq.tokens.start] == 13 {
-                self.1[row * output.width + 5] = f32::NAN;
-            }
+        let output = self.executor.step(batch)?;
+        self.data = output.data.to_vec();
+        (self.alter)(batch, output.width, &mut self.data);
+        Ok(StepOutput { data: &self.data, ..output })
+    }
+}
+
+/// Rows of NaN for prompts that begin with token 13.
+fn superstition(batch: &StepBatch, width: usize, data: &mut [f32]) {
+    for (row, seq) in batch.seqs.iter().enumerate() {
+        if batch.tokens[seq.tokens.start] == 13 {
+            data[row * width + 5] = f32::NAN;
         }
-        Ok(StepOutput { data: &self.1, ..output })
     }
 }
 
 #[test]
 fn logits_that_mean_nothing_fail_one_stream_only() {
-    let engine = start(Superstitious(TestExecutor::spelling("fine", LIMITS), vec![]));
+    let engine = start(Altered::new(TestExecutor::spelling("fine", LIMITS), superstition));
     let [good, bad] = [1, 13].map(|token| engine.submit(request(&[token])).unwrap());
     assert!(matches!(bad.collect_blocking(), Err(Error::BadLogits(_))));
     assert_eq!(good.collect_blocking().unwrap().text, "fine");

@@ -231,33 +231,12 @@ fn guesses_save_steps_and_change_nothing() {
 }
 
 /// Two likely tokens after each one, so that endings recur and guesses are right half of the time.
-struct Coin(TestExecutor, Vec<f32>);
-
-impl Executor for Coin {
-    fn name(&self) -> &'static str {
-        "coin"
-    }
-
-    fn limits(&self) -> Limits {
-        self.0.limits()
-    }
-
-    fn prefix_reuse(&self) -> PrefixReuse {
-        PrefixReuse::Exact
-    }
-
-    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
-        self.0.copy_block(from, to)
-    }
-
-    fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
-        let StepOutput { num_rows, width, data } = self.0.step(batch)?;
-        self.1.clear();
-        for row in data.chunks(width) {
-            let best = (0..width).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-            self.1.extend((0..width).map(|id| if id == best || id == 100 { 9.0 } else { -9.0 }));
+fn coin(_: &StepBatch, width: usize, data: &mut [f32]) {
+    for row in data.chunks_mut(width) {
+        let best = (0..width).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+        for (id, logit) in row.iter_mut().enumerate() {
+            *logit = if id == best || id == 100 { 9.0 } else { -9.0 };
         }
-        Ok(StepOutput { num_rows, width, data: &self.1 })
     }
 }
 
@@ -265,7 +244,7 @@ impl Executor for Coin {
 fn drawn_answers_are_the_same_with_guesses() {
     let run = |speculation: Speculation| {
         let next = |tokens: &[u32]| 97 + (tokens[tokens.len() - 1] + 1) % 3;
-        let executor = Coin(TestExecutor::continuing(next, ByteVocabulary::SIZE, LIMITS), vec![]);
+        let executor = Altered::new(TestExecutor::continuing(next, ByteVocabulary::SIZE, LIMITS), coin);
         let options = EngineOptions { max_running: 4, speculation, ..EngineOptions::default() };
         let engine = start_with(executor, options);
         let generations: Vec<_> = (0..3).map(|seed| engine.submit(drawn(&[97, 98], seed)).unwrap()).collect();
