@@ -37,4 +37,12 @@ pub enum Error {
         /// Types with kernels.
         known: String,
     },
+    /// No KV cache has elements of this type.
+    #[error("no KV cache has elements of type `{got}`; there are {known}")]
+    KvType {
+        /// What was asked for.
+        got: String,
+        /// Names of the types.
+        known: String,
+    },
 }

@@ -29,7 +29,7 @@ fn executors() -> Vec<(&'static str, ExecOptions)> {
         kv_size: KvSize::Tokens(KV_TOKENS),
         max_step_tokens: 256,
         activations: Activations::F32,
-        kv_type: KvType::F32,
+        kv_types: KvType::F32.into(),
     };
     let on_threads = |threads| ExecOptions { threads: Some(threads), ..exact(Backend::Cpu) };
     vec![("candle", exact(Backend::Candle)), ("cpu", on_threads(2)), ("cpu on 1 thread", on_threads(1))]

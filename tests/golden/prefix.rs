@@ -45,7 +45,7 @@ fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_toke
         kv_size: KvSize::Tokens(1024),
         max_step_tokens,
         activations: Activations::F32,
-        kv_type: KvType::F32,
+        kv_types: KvType::F32.into(),
     };
     let executor = exec::build(plan, &options).unwrap();
     // Guesses must not change an answer either.

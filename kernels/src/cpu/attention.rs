@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::kv::{KvType, widen_keys, widen_values};
+use super::kv::{KvTypes, widen_keys, widen_values};
 use super::math::{exp, tanh};
 use super::simd::{LANES, Lanes};
 
@@ -26,11 +26,11 @@ pub const TILE_QUERIES: usize = 48;
 pub struct TileArgs<'a> {
     /// Each `[k_dim]`, with the range of positions that it sees, which may be empty.
     pub queries: &'a [(&'a [f32], Range<usize>)],
-    /// Element type of the cache.
-    pub kv: KvType,
-    /// All blocks of the layer's keys: `[num_blocks][num_kv_heads]` blocks of `kv.block_bytes(k_dim)`.
+    /// Element types of the cache.
+    pub kv: KvTypes,
+    /// All blocks of the layer's keys: `[num_blocks][num_kv_heads]` blocks of `kv.k.block_bytes(k_dim)`.
     pub k: &'a [u8],
-    /// All blocks of the layer's values: `[num_blocks][num_kv_heads]` blocks of `kv.block_bytes(v_dim)`.
+    /// All blocks of the layer's values: `[num_blocks][num_kv_heads]` blocks of `kv.v.block_bytes(v_dim)`.
     pub v: &'a [u8],
     /// Position `p` is in block `table[p / KV_BLOCK]`.
     pub table: &'a [u32],
@@ -53,7 +53,7 @@ impl TileArgs<'_> {
     pub(super) fn check(&self, scratch: &TileScratch) {
         assert!(self.queries.len() <= TILE_QUERIES && self.kv_head < self.num_kv_heads, "attention: too many queries");
         assert!(self.k_dim.max(self.v_dim) <= scratch.max_dim, "attention: scratch too small");
-        assert!(self.kv.fits(self.k_dim) && self.kv.fits(self.v_dim), "attention: head size");
+        assert!(self.kv.fits(self.k_dim, self.v_dim), "attention: head size");
         for (q, seen) in self.queries {
             assert_eq!(q.len(), self.k_dim, "attention: query length");
             assert!(seen.end <= self.table.len() * KV_BLOCK, "attention: positions");
@@ -364,7 +364,7 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
     let Some(start) = seen.clone().map(|seen| seen.start).min() else { return };
     let end = seen.map(|seen| seen.end).max().unwrap_or(start);
     pack_queries::<L>(args, &mut scratch.queries);
-    let (k_bytes, v_bytes) = (args.kv.block_bytes(args.k_dim), args.kv.block_bytes(args.v_dim));
+    let (k_bytes, v_bytes) = (args.kv.k.block_bytes(args.k_dim), args.kv.v.block_bytes(args.v_dim));
     let place = |block: usize| args.table[block] as usize * args.num_kv_heads + args.kv_head;
 
     let blocks = start / KV_BLOCK..end.div_ceil(KV_BLOCK);
@@ -381,7 +381,7 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
             seen.start.saturating_sub(base).min(KV_BLOCK)..seen.end.saturating_sub(base).min(KV_BLOCK)
         };
 
-        widen_keys(l, args.kv, &args.k[index * k_bytes..][..k_bytes], args.k_dim, &mut scratch.block);
+        widen_keys(l, args.kv.k, &args.k[index * k_bytes..][..k_bytes], args.k_dim, &mut scratch.block);
         for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
             if queries.iter().all(|(_, seen)| part(seen).is_empty()) {
                 continue;
@@ -404,7 +404,7 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
         if let Some(next) = next {
             l.prefetch(&args.v[next * v_bytes..][..v_bytes]);
         }
-        widen_values(l, args.kv, &args.v[index * v_bytes..][..v_bytes], args.v_dim, &mut scratch.block);
+        widen_values(l, args.kv.v, &args.v[index * v_bytes..][..v_bytes], args.v_dim, &mut scratch.block);
         for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
             let parts = queries.iter().map(|(_, seen)| part(seen)).filter(|part| !part.is_empty());
             // First and one past the last token of the block that any query of the group sees.

@@ -10,6 +10,9 @@
 //! Scales are f16 `[dim / KV_GROUP][KV_BLOCK]`: one for each token and [`KV_GROUP`] elements of its head, so that a token is
 //! stored without a look at its neighbours and no two tokens share a byte.
 
+use std::fmt;
+use std::str::FromStr;
+
 use half::f16;
 
 use super::attention::KV_BLOCK;
@@ -206,6 +209,62 @@ impl KvType {
     }
 }
 
+impl FromStr for KvType {
+    type Err = crate::Error;
+
+    fn from_str(name: &str) -> crate::Result<Self> {
+        let found = Self::ALL.into_iter().find(|kv| kv.name() == name);
+        found.ok_or_else(|| crate::Error::KvType { got: name.to_owned(), known: Self::ALL.map(Self::name).join(", ") })
+    }
+}
+
+/// Element types of a KV cache. Keys decide which values are looked at and suffer more from few bits than values do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct KvTypes {
+    /// Of keys.
+    pub k: KvType,
+    /// Of values.
+    pub v: KvType,
+}
+
+impl KvTypes {
+    /// Whether heads of these sizes can be stored.
+    pub const fn fits(self, k_dim: usize, v_dim: usize) -> bool {
+        self.k.fits(k_dim) && self.v.fits(v_dim)
+    }
+
+    /// Bytes of the keys and values of one token and one head.
+    pub const fn token_bytes(self, k_dim: usize, v_dim: usize) -> usize {
+        self.k.token_bytes(k_dim) + self.v.token_bytes(v_dim)
+    }
+}
+
+impl From<KvType> for KvTypes {
+    /// The same for both.
+    fn from(kv: KvType) -> Self {
+        Self { k: kv, v: kv }
+    }
+}
+
+impl fmt::Display for KvTypes {
+    /// `q8_0`, or keys before values: `q8_0,q4_0`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.k.name())?;
+        if self.k == self.v { Ok(()) } else { write!(f, ",{}", self.v.name()) }
+    }
+}
+
+impl FromStr for KvTypes {
+    type Err = crate::Error;
+
+    fn from_str(names: &str) -> crate::Result<Self> {
+        match names.split_once(',') {
+            Some((k, v)) => Ok(Self { k: k.parse()?, v: v.parse()? }),
+            None => names.parse().map(KvType::into),
+        }
+    }
+}
+
 /// To half precision; beyond its range the largest finite value: an infinity in the cache would poison every later token.
 fn saturate(x: f32) -> f16 {
     f16::from_f32(x.clamp(-65504.0, 65504.0))
@@ -291,6 +350,25 @@ pub(super) fn widen_values<L: Lanes>(l: L, kv: KvType, block: &[u8], dim: usize,
                     l.store(l.mul(pair[1], scale), &mut out[1]);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for k in KvType::ALL {
+            for v in KvType::ALL {
+                assert_eq!(KvTypes { k, v }.to_string().parse::<KvTypes>(), Ok(KvTypes { k, v }));
+            }
+            assert_eq!(KvTypes::from(k).to_string(), k.name());
+        }
+        for wrong in ["", "q8", "q8_0,", ",q8_0", "q8_0, q4_0", "q8_0,q4_0,f16"] {
+            let error = wrong.parse::<KvTypes>().unwrap_err().to_string();
+            assert!(error.contains("f32, f16, q8_0, q4_0"), "{wrong}: {error}");
         }
     }
 }

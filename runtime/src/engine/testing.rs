@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits, OutputRows, PrefixReuse, StepBatch, StepOutput};
+use crate::exec::{Executor, KvTypes, Limits, OutputRows, PrefixReuse, StepBatch, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 
 /// Tokens 0..=255 are the bytes; [`END`](Self::END) ends an answer.
@@ -200,6 +200,11 @@ impl Executor for TestExecutor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// It stores tokens; nobody asks how large they are.
+    fn kv_types(&self) -> KvTypes {
+        KvTypes::default()
     }
 
     /// A script counts from the end of the prompt, which can't be told of a prompt that begins in the cache.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::candle::CandleExecutor;
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::options::{Backend, ExecOptions, KvSize};
-use crate::exec::{Executor, KvType, Limits};
+use crate::exec::{Executor, KvTypes, Limits};
 use crate::kv::BLOCK_TOKENS;
 use crate::plan::Plan;
 
@@ -31,8 +31,8 @@ pub fn build(plan: &Plan, options: &ExecOptions) -> Result<Box<dyn Executor>> {
 }
 
 /// Bytes of keys and values that one token takes over all layers.
-pub fn kv_bytes_per_token(plan: &Plan, kv: KvType) -> usize {
-    plan.kv.iter().map(|spec| spec.num_kv_heads * (kv.token_bytes(spec.k_dim) + kv.token_bytes(spec.v_dim))).sum()
+pub fn kv_bytes_per_token(plan: &Plan, kv: KvTypes) -> usize {
+    plan.kv.iter().map(|spec| spec.num_kv_heads * kv.token_bytes(spec.k_dim, spec.v_dim)).sum()
 }
 
 /// Without a size, the pool has room for so many full contexts, if they fit into [`SHARE`] of the memory.
@@ -43,17 +43,17 @@ const SHARE: usize = 4;
 /// The same for a pool of one context: a model that can't use its context is worse than a large cache.
 const SHARE_OF_ONE: usize = 2;
 
-/// The limits that the options and this machine's memory set.
+/// The limits that the options and this machine's memory set, on an executor that stores keys and values as `stored`.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] when an explicit size or `max_context` can't be met; [`Error::InvalidRequest`] for zeros, and for
 /// a type of the KV cache that doesn't take the model's heads.
-pub fn limits(plan: &Plan, options: &ExecOptions) -> Result<Limits> {
-    limits_in(plan, options, available_memory())
+pub fn limits(plan: &Plan, options: &ExecOptions, stored: KvTypes) -> Result<Limits> {
+    limits_in(plan, options, stored, available_memory())
 }
 
 /// [`limits`] with so many bytes of memory available; `None`: nobody knows.
-fn limits_in(plan: &Plan, options: &ExecOptions, available: Option<usize>) -> Result<Limits> {
+fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, available: Option<usize>) -> Result<Limits> {
     let zero = |param| Err(Error::InvalidRequest { param, message: "must be at least 1".into() });
     if options.max_step_tokens == 0 {
         return zero("batch-tokens");
@@ -61,8 +61,9 @@ fn limits_in(plan: &Plan, options: &ExecOptions, available: Option<usize>) -> Re
     if options.max_context == Some(0) {
         return zero("ctx");
     }
-    let kv = options.kv_type;
-    if let Some(dim) = plan.kv.iter().flat_map(|spec| [spec.k_dim, spec.v_dim]).find(|&dim| !kv.fits(dim)) {
+    let kv = options.kv_types;
+    let dims = plan.kv.iter().flat_map(|spec| [(kv.k, spec.k_dim), (kv.v, spec.v_dim)]);
+    if let Some((kv, dim)) = dims.into_iter().find(|(kv, dim)| !kv.fits(*dim)) {
         return Err(Error::InvalidRequest {
             param: "kv",
             message: format!(
@@ -71,7 +72,7 @@ fn limits_in(plan: &Plan, options: &ExecOptions, available: Option<usize>) -> Re
             ),
         });
     }
-    let block_bytes = kv_bytes_per_token(plan, kv).max(1) * BLOCK_TOKENS;
+    let block_bytes = kv_bytes_per_token(plan, stored).max(1) * BLOCK_TOKENS;
     let blocks_in = |share: usize| available.map(|bytes| bytes / share / block_bytes);
     let wanted_context = options.max_context.unwrap_or(plan.max_context);
     let context_blocks = wanted_context.div_ceil(BLOCK_TOKENS);
@@ -141,7 +142,8 @@ mod tests {
     /// Blocks and context.
     fn sized(kv_size: KvSize, max_context: Option<usize>, available: Option<usize>) -> Result<(usize, usize)> {
         let options = ExecOptions { kv_size, max_context, ..ExecOptions::default() };
-        limits_in(&plan(), &options, available).map(|limits| (limits.num_kv_blocks, limits.max_context))
+        limits_in(&plan(), &options, options.kv_types, available)
+            .map(|limits| (limits.num_kv_blocks, limits.max_context))
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod options;
 pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes_per_token, limits};
 pub use options::{Activations, Backend, ExecOptions, KvSize};
-pub use shimmy_kernels::cpu::kv::KvType;
+pub use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
 use crate::error::{Error, Result};
 use crate::plan::{Plan, RopeScaling, RopeSpec};
@@ -89,6 +89,9 @@ pub trait Executor: Send {
 
     /// What it can take.
     fn limits(&self) -> Limits;
+
+    /// As what it stores keys and values.
+    fn kv_types(&self) -> KvTypes;
 
     /// Whether sequences may share the blocks of a common beginning.
     fn prefix_reuse(&self) -> PrefixReuse;

@@ -1,6 +1,6 @@
 //! How an executor is asked to run.
 
-use shimmy_kernels::cpu::kv::KvType;
+use shimmy_kernels::cpu::kv::KvTypes;
 
 /// Which executor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct ExecOptions {
     /// Matmul arithmetic.
     pub activations: Activations,
     /// KV storage.
-    pub kv_type: KvType,
+    pub kv_types: KvTypes,
 }
 
 impl Default for ExecOptions {
@@ -65,7 +65,7 @@ impl Default for ExecOptions {
             kv_size: KvSize::Auto,
             max_step_tokens: 512,
             activations: Activations::Q8,
-            kv_type: KvType::F16,
+            kv_types: KvTypes::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::config::{ModelConfig, SamplingDefaults};
 use crate::engine::{Engine, EngineOptions, SamplingParams};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executor, kv_bytes_per_token};
+use crate::exec::{ExecOptions, Executor, KvTypes, kv_bytes_per_token};
 use crate::kv::BLOCK_TOKENS;
 use crate::loader::ModelFile;
 use crate::models::names;
@@ -97,6 +97,8 @@ pub struct LoadedModel {
     pub defaults: SamplingParams,
     /// What the KV cache takes once all of it has been used.
     pub kv_bytes: usize,
+    /// To what its keys and values are rounded.
+    pub kv_types: KvTypes,
     /// How long the load took.
     pub load_time: Duration,
 }
@@ -185,13 +187,14 @@ pub fn load_with(
     }
     let executor = build(&plan, &options.exec)?;
     let limits = executor.limits();
-    let kv_bytes = limits.num_kv_blocks * BLOCK_TOKENS * kv_bytes_per_token(&plan, options.exec.kv_type);
+    let kv_bytes = limits.num_kv_blocks * BLOCK_TOKENS * kv_bytes_per_token(&plan, executor.kv_types());
     tracing::info!(
         model = name,
         architecture = plan.architecture,
         executor = executor.name(),
         context = limits.max_context,
         kv_blocks = limits.num_kv_blocks,
+        kv_types = %options.exec.kv_types,
         kv_mib = kv_bytes >> 20,
         "loaded in {:.0} ms",
         start.elapsed().as_secs_f64() * 1e3
@@ -207,7 +210,8 @@ pub fn load_with(
     let defaults = recommended(&config.defaults);
     let path = path.to_path_buf();
     let load_time = start.elapsed();
-    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, kv_bytes, load_time })
+    let kv_types = options.exec.kv_types;
+    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, kv_bytes, kv_types, load_time })
 }
 
 /// The model's recommendations over the general defaults.

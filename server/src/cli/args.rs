@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use shimmy_runtime::engine::{EngineOptions, SamplingParams};
-use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvSize, KvType};
+use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvSize, KvType, KvTypes};
 use shimmy_runtime::models::{self, Catalog, Discovered, LoadOptions, LoadedModel, default_roots};
 
 use super::failure::usage;
@@ -51,22 +51,6 @@ pub(super) enum ActivationsArg {
     F32,
 }
 
-/// Element type of the KV cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum KvArg {
-    /// Half the memory.
-    #[default]
-    F16,
-    /// Exact.
-    F32,
-    /// int8 with a scale for 32 elements: a quarter of f32.
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// Four bits with a scale for 32 elements: an eighth of f32, and it shows.
-    #[value(name = "q4_0")]
-    Q4_0,
-}
-
 /// How to run a model.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "How to run the model")]
@@ -83,9 +67,16 @@ pub(super) struct ExecArgs {
     /// Arithmetic of matmuls with quantised weights.
     #[arg(long, value_enum, default_value_t)]
     pub(super) activations: ActivationsArg,
-    /// Element type of the KV cache.
-    #[arg(long, value_enum, default_value_t)]
-    pub(super) kv: KvArg,
+    /// Element type of the KV cache: f32, f16, q8_0 (int8 with a scale for 32 elements) or q4_0 (four bits, and it shows);
+    /// two of them, such as q8_0,q4_0, are for keys and values.
+    #[arg(long, visible_alias = "kv-quant", value_name = "TYPE[,TYPE]", default_value_t)]
+    pub(super) kv: KvTypes,
+    /// Of keys alone.
+    #[arg(long, value_name = "TYPE", conflicts_with = "kv")]
+    pub(super) cache_type_k: Option<KvType>,
+    /// Of values alone.
+    #[arg(long, value_name = "TYPE", conflicts_with = "kv")]
+    pub(super) cache_type_v: Option<KvType>,
     /// Memory for the KV cache of all conversations, such as 2GiB [default: several full contexts, if they fit into a
     /// quarter of the memory].
     #[arg(long, value_name = "SIZE")]
@@ -120,12 +111,7 @@ impl ExecArgs {
                 ActivationsArg::Q8 => Activations::Q8,
                 ActivationsArg::F32 => Activations::F32,
             },
-            kv_type: match self.kv {
-                KvArg::F16 => KvType::F16,
-                KvArg::F32 => KvType::F32,
-                KvArg::Q8_0 => KvType::Q8_0,
-                KvArg::Q4_0 => KvType::Q4_0,
-            },
+            kv_types: KvTypes { k: self.cache_type_k.unwrap_or(self.kv.k), v: self.cache_type_v.unwrap_or(self.kv.v) },
         }
     }
 }
@@ -211,4 +197,42 @@ pub(super) fn load(found: &Discovered, exec: &ExecArgs) -> anyhow::Result<Arc<Lo
         progress: bar.watcher(),
     };
     Ok(Arc::new(models::load(&found.path, &options)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        exec: ExecArgs,
+    }
+
+    /// The types of the KV cache that these arguments ask for.
+    fn kv_types(args: &[&str]) -> Result<String, String> {
+        let command = Command::try_parse_from([&["shimmy"], args].concat()).map_err(|error| error.to_string())?;
+        Ok(command.exec.options().kv_types.to_string())
+    }
+
+    #[test]
+    fn keys_and_values_have_types_of_their_own() {
+        for (args, types) in [
+            (&[][..], "f16"),
+            (&["--kv", "f32"], "f32"),
+            (&["--kv", "q8_0,q4_0"], "q8_0,q4_0"),
+            (&["--kv-quant", "q4_0"], "q4_0"),
+            (&["--cache-type-k", "q8_0"], "q8_0,f16"),
+            (&["--cache-type-v", "q4_0", "--cache-type-k", "q8_0"], "q8_0,q4_0"),
+        ] {
+            assert_eq!(kv_types(args).as_deref(), Ok(types), "{args:?}");
+        }
+        for wrong in [&["--kv", "q5_0"][..], &["--kv", "f16,"], &["--cache-type-k", "q8_0,q4_0"]] {
+            let error = kv_types(wrong).unwrap_err();
+            assert!(error.contains("there are f32, f16, q8_0, q4_0"), "{error}");
+        }
+        assert!(kv_types(&["--kv", "f16", "--cache-type-v", "q4_0"]).is_err(), "which of them?");
+    }
 }

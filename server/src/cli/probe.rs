@@ -92,10 +92,11 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
     let (config, plan) = shimmy_runtime::arch::load(&file, OutputKind::Logits)?;
     let mut options = args.exec.options();
     let context = options.max_context.unwrap_or(plan.max_context).min(plan.max_context);
-    let per_token = shimmy_runtime::exec::kv_bytes_per_token(&plan, options.kv_type);
     options.max_context = Some(context.min(shimmy_runtime::kv::BLOCK_TOKENS));
     options.max_step_tokens = options.max_step_tokens.min(shimmy_runtime::kv::BLOCK_TOKENS);
-    let executor = shimmy_runtime::exec::build(&plan, &options)?.name();
+    let executor = shimmy_runtime::exec::build(&plan, &options)?;
+    let per_token = shimmy_runtime::exec::kv_bytes_per_token(&plan, executor.kv_types());
+    let executor = executor.name();
     let executor = match options.backend {
         Backend::Auto => executor.to_owned(),
         Backend::Cpu | Backend::Candle => format!("{executor} (forced)"),

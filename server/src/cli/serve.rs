@@ -126,9 +126,10 @@ fn models(args: &Args, pinned: Option<Discovered>) -> Models {
         let loaded = models::load(&model.path, &options)?;
         let held = loaded.engine.limits().num_kv_blocks * BLOCK_TOKENS;
         eprintln!(
-            "{}: context {} tokens; KV cache {held} tokens, up to {}",
+            "{}: context {} tokens; KV cache {held} tokens in {}, up to {}",
             loaded.name,
             loaded.engine.context_tokens(),
+            loaded.kv_types,
             ByteSize(loaded.kv_bytes as u64),
         );
         Ok(loaded)

@@ -70,7 +70,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         ..options
     };
     let exact = |backend| {
-        sized(ExecOptions { backend, activations: Activations::F32, kv_type: KvType::F32, ..args.exec.options() })
+        sized(ExecOptions {
+            backend,
+            activations: Activations::F32,
+            kv_types: KvType::F32.into(),
+            ..args.exec.options()
+        })
     };
     let mut reference = exec::build(&plan, &exact(Backend::Candle))?;
     let expected = divergence::greedy(&mut *reference, &tokens[..tokens.len().min(32)], args.greedy)?;
@@ -80,7 +85,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let mut tested = exec::build(&plan, &options)?;
         let got = divergence::greedy(&mut *tested, &tokens[..tokens.len().min(32)], args.greedy)?;
         let greedy = expected.iter().zip(&got).take_while(|(a, b)| a == b).count();
-        let kinds = format!("{:?} activations, {:?} KV", options.activations, options.kv_type).to_lowercase();
+        let kinds = format!("{:?} activations, {} KV", options.activations, options.kv_types).to_lowercase();
         for (how, piece, count) in [("prefill", PIECE, tokens.len()), ("decode", 1, tokens.len().min(DECODED))] {
             let divergence = divergence::compare(&mut *reference, &mut *tested, &tokens[..count], piece)?;
             rows.push(Row { name: format!("{} {name}, {how}: {kinds}", tested.name()), divergence, greedy });

@@ -129,7 +129,7 @@ impl Run<'_> {
         }
         let blocks = self.code.num_blocks * cache.num_kv_heads;
         let (k_len, v_len) =
-            (blocks * self.code.kv.block_bytes(cache.k_dim), blocks * self.code.kv.block_bytes(cache.v_dim));
+            (blocks * self.code.kv.k.block_bytes(cache.k_dim), blocks * self.code.kv.v.block_bytes(cache.v_dim));
         // SAFETY: nobody writes to the cache between the barriers around this instruction.
         let (k, v) =
             unsafe { (self.memory.kv.slice(cache.k..cache.k + k_len), self.memory.kv.slice(cache.v..cache.v + v_len)) };

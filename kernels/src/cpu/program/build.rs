@@ -29,8 +29,8 @@ pub struct ProgramSize {
     pub max_outputs: usize,
     /// KV blocks in the pool.
     pub num_blocks: usize,
-    /// Element type of the KV cache.
-    pub kv: KvType,
+    /// Element types of the KV cache.
+    pub kv: KvTypes,
     /// Threads.
     pub num_workers: usize,
 }
@@ -169,8 +169,8 @@ impl ProgramBuilder {
             .iter()
             .map(|&(num_kv_heads, k_dim, v_dim)| {
                 let k = kv_bytes;
-                let v = k + size.num_blocks * num_kv_heads * size.kv.block_bytes(k_dim);
-                kv_bytes = v + size.num_blocks * num_kv_heads * size.kv.block_bytes(v_dim);
+                let v = k + size.num_blocks * num_kv_heads * size.kv.k.block_bytes(k_dim);
+                kv_bytes = v + size.num_blocks * num_kv_heads * size.kv.v.block_bytes(v_dim);
                 CacheSlot { num_kv_heads, k_dim, v_dim, k, v }
             })
             .collect();
@@ -235,8 +235,8 @@ impl ProgramBuilder {
 
     /// What the team's counters and the cache's element type allow.
     fn check_size(&self, size: &ProgramSize) -> Result<(), String> {
-        if let Some(dim) = self.caches.iter().flat_map(|&(_, k, v)| [k, v]).find(|&dim| !size.kv.fits(dim)) {
-            return Err(format!("a {} KV cache takes heads of whole groups of 32 elements, not {dim}", size.kv.name()));
+        if let Some((_, k, v)) = self.caches.iter().find(|&&(_, k, v)| !size.kv.fits(k, v)) {
+            return Err(format!("a {} KV cache takes heads of whole groups of 32 elements, not {k} and {v}", size.kv));
         }
         // Attention: at most a piece for each row and KV head, and the parts of a few. A matmul has far fewer.
         let max_kv_heads = self.caches.iter().map(|&(heads, ..)| heads).max().unwrap_or(0);

@@ -34,7 +34,7 @@ pub use run::{SeqInput, StepInput};
 
 use std::sync::atomic::AtomicU32;
 
-use super::kv::KvType;
+use super::kv::KvTypes;
 use super::program::memory::{Own, Region};
 use super::team::Team;
 use super::vector::VectorKernels;
@@ -87,7 +87,7 @@ struct Code {
     max_tokens: usize,
     max_outputs: usize,
     num_blocks: usize,
-    kv: KvType,
+    kv: KvTypes,
     /// Values of cos (and of sin) a token, for each rope table.
     rope_halves: Vec<usize>,
 }
@@ -187,8 +187,9 @@ impl Program {
             return Err(ProgramError::Step(what));
         }
         for cache in &self.code.caches {
-            for (start, dim) in [(cache.k, cache.k_dim), (cache.v, cache.v_dim)] {
-                let bytes = cache.num_kv_heads * self.code.kv.block_bytes(dim);
+            let KvTypes { k, v } = self.code.kv;
+            for (start, head_bytes) in [(cache.k, k.block_bytes(cache.k_dim)), (cache.v, v.block_bytes(cache.v_dim))] {
+                let bytes = cache.num_kv_heads * head_bytes;
                 let first = start + from * bytes;
                 self.memory.kv.copy_within(first..first + bytes, start + to * bytes);
             }

@@ -384,18 +384,18 @@ impl<'a> Run<'a> {
         // SAFETY: own row.
         let (k, v) = unsafe { (self.row(k, row), self.row(v, row)) };
         let kv = self.code.kv;
-        let (k_bytes, v_bytes) = (kv.block_bytes(cache.k_dim), kv.block_bytes(cache.v_dim));
+        let (k_bytes, v_bytes) = (kv.k.block_bytes(cache.k_dim), kv.v.block_bytes(cache.v_dim));
         for (head, (k, v)) in k.chunks_exact(cache.k_dim).zip(v.chunks_exact(cache.v_dim)).enumerate() {
             let index = block * cache.num_kv_heads + head;
             // SAFETY: the block lies in the cache, and the slot of this position in it is written by this row alone
             // (`check_input`). Blocks begin at multiples of 64 bytes.
             unsafe {
-                kv.store_key(
+                kv.k.store_key(
                     self.memory.kv.range_at(cache.k + index * k_bytes..cache.k + (index + 1) * k_bytes),
                     slot,
                     k,
                 );
-                kv.store_value(
+                kv.v.store_value(
                     self.memory.kv.range_at(cache.v + index * v_bytes..cache.v + (index + 1) * v_bytes),
                     slot,
                     v,

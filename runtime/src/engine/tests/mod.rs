@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::testing::{ByteVocabulary, TestExecutor, hash_logits};
 use super::*;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits, PrefixReuse, StepBatch, StepOutput};
+use crate::exec::{Executor, KvTypes, Limits, PrefixReuse, StepBatch, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 
 const LIMITS: Limits = TestExecutor::LIMITS;
@@ -412,6 +412,10 @@ impl Executor for Altered {
 
     fn limits(&self) -> Limits {
         self.executor.limits()
+    }
+
+    fn kv_types(&self) -> KvTypes {
+        self.executor.kv_types()
     }
 
     fn prefix_reuse(&self) -> PrefixReuse {

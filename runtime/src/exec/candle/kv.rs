@@ -3,7 +3,7 @@
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::ops;
-use shimmy_kernels::cpu::kv::KvType;
+use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
 use crate::error::{Error, Result};
 use crate::exec::batch::{SeqStep, StepBatch};
@@ -65,9 +65,9 @@ impl Blocks {
 
 impl PagedKv {
     /// `kv` takes the heads of `spec`: `exec::limits` has checked that.
-    pub(super) fn new(spec: KvSpec, kv: KvType, num_blocks: usize) -> Self {
-        let blocks = |dim| Blocks { kv, dim, width: spec.num_kv_heads * dim, blocks: vec![Vec::new(); num_blocks] };
-        Self { keys: blocks(spec.k_dim), values: blocks(spec.v_dim), spec }
+    pub(super) fn new(spec: KvSpec, kv: KvTypes, num_blocks: usize) -> Self {
+        let blocks = |kv, dim| Blocks { kv, dim, width: spec.num_kv_heads * dim, blocks: vec![Vec::new(); num_blocks] };
+        Self { keys: blocks(kv.k, spec.k_dim), values: blocks(kv.v, spec.v_dim), spec }
     }
 
     /// Copies a block over another one.
@@ -176,7 +176,7 @@ mod tests {
         batch.push(&[7], 0, 1, &[0], OutputRows::Last);
         let attend = |sinks: Option<Tensor>| -> Vec<f32> {
             let args = AttentionArgs { num_heads: 2, scale: 2.0, softcap: None, mask: Mask::Causal, sinks };
-            let mut kv = PagedKv::new(spec.clone(), KvType::F32, 1);
+            let mut kv = PagedKv::new(spec.clone(), KvType::F32.into(), 1);
             kv.attend(&batch, &q, &k, &v, &args).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
         assert_eq!(attend(None), [4.0, -8.0, 4.0, -8.0]);

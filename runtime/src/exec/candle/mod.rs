@@ -19,11 +19,14 @@ use candle_nn::rotary_emb::{rope, rope_i};
 use crate::error::{Error, Result};
 use crate::exec::batch::{Numerics, OutputRows, SeqStep, StepBatch};
 use crate::exec::options::ExecOptions;
-use crate::exec::{Executor, Limits, PrefixReuse, StepOutput};
+use crate::exec::{Executor, KvType, KvTypes, Limits, PrefixReuse, StepOutput};
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle};
 use kv::{AttentionArgs, PagedKv};
 use weights::Weights;
+
+/// What the cache takes, whatever type its numbers are rounded to.
+const STORED: KvTypes = KvTypes { k: KvType::F32, v: KvType::F32 };
 
 /// Runs a plan on candle tensors.
 pub struct CandleExecutor {
@@ -62,11 +65,11 @@ impl CandleExecutor {
     /// # Errors
     /// When a weight's shape and type don't fit together or an option is impossible.
     pub fn new(plan: &Plan, options: &ExecOptions) -> Result<Self> {
-        let limits = super::limits(plan, options)?;
+        let limits = super::limits(plan, options, STORED)?;
         let inv_freq = plan.ropes.iter().map(|rope| rope.inv_freq(1, &plan.weights)).collect::<Result<_>>()?;
         Ok(Self {
             weights: Weights::load(plan)?,
-            kv: plan.kv.iter().map(|spec| PagedKv::new(spec.clone(), options.kv_type, limits.num_kv_blocks)).collect(),
+            kv: plan.kv.iter().map(|spec| PagedKv::new(spec.clone(), options.kv_types, limits.num_kv_blocks)).collect(),
             inv_freq,
             limits,
             plan: plan.clone(),
@@ -307,6 +310,10 @@ impl Executor for CandleExecutor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn kv_types(&self) -> KvTypes {
+        STORED
     }
 
     fn prefix_reuse(&self) -> PrefixReuse {

@@ -75,7 +75,7 @@ pub(super) fn lower(
         max_tokens: limits.max_step_tokens,
         max_outputs: limits.max_step_outputs,
         num_blocks: limits.num_kv_blocks,
-        kv: options.kv_type,
+        kv: options.kv_types,
         num_workers,
     };
     lowering.program.build(output, plan.vocab_size, size).map_err(|error| Error::Unsupported(format!("cpu: {error}")))

@@ -11,7 +11,7 @@ use shimmy_kernels::cpu::{CpuKernels, topology};
 use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, StepBatch};
 use crate::exec::options::{Activations, ExecOptions};
-use crate::exec::{Executor, Limits, PrefixReuse, StepOutput};
+use crate::exec::{Executor, KvTypes, Limits, PrefixReuse, StepOutput};
 use crate::kv::BLOCK_TOKENS;
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
@@ -30,6 +30,7 @@ struct Rope {
 pub struct CpuExecutor {
     program: Program,
     limits: Limits,
+    kv_types: KvTypes,
     prefix_reuse: PrefixReuse,
     vocab_size: usize,
     width: usize,
@@ -56,7 +57,7 @@ impl CpuExecutor {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
-        let limits = super::limits(plan, options)?;
+        let limits = super::limits(plan, options, options.kv_types)?;
         // Exact means that activations aren't rounded to bf16 either.
         let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
         let workers = options.threads.unwrap_or_else(topology::default_workers);
@@ -80,6 +81,7 @@ impl CpuExecutor {
         Ok(Self {
             program,
             limits,
+            kv_types: options.kv_types,
             prefix_reuse: PrefixReuse::of(plan),
             vocab_size: plan.vocab_size,
             width: plan.buffers[plan.output.0].width,
@@ -153,6 +155,10 @@ impl Executor for CpuExecutor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn kv_types(&self) -> KvTypes {
+        self.kv_types
     }
 
     fn prefix_reuse(&self) -> PrefixReuse {
