@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
-    Answer, Engine, EngineOptions, GenerateRequest, PrefixCache, PrefixMiss, SamplingParams, Speculation, Vocabulary,
+    Answer, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, PrefixMiss, SamplingParams, Speculation,
+    Vocabulary,
 };
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse};
 use shimmy_runtime::loader::ModelFile;
@@ -50,7 +51,9 @@ fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_toke
     let executor = exec::build(plan, &options).unwrap();
     // Guesses must not change an answer either.
     let speculation = if max_step_tokens == 40 { Speculation::Ngram } else { Speculation::Off };
-    let options = EngineOptions { prefix_cache, speculation, max_running: 20, ..EngineOptions::default() };
+    let guess_policy = GuessPolicy::Always;
+    let options =
+        EngineOptions { prefix_cache, speculation, guess_policy, max_running: 20, ..EngineOptions::default() };
     Engine::start("golden", executor, Arc::new(Ids(plan.vocab_size)), options).unwrap()
 }
 

@@ -36,6 +36,18 @@ pub struct EngineOptions {
     pub numerics: Numerics,
     /// Of requests that don't say. A model whose keys depend on the length of the text never guesses.
     pub speculation: Speculation,
+    /// How many guesses are computed.
+    pub guess_policy: GuessPolicy,
+}
+
+/// How many of the guesses that there are a step computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GuessPolicy {
+    /// As many as make tokens come soonest, by the times of the latest steps and the guesses that were right lately.
+    #[default]
+    WherePays,
+    /// All for which there is room, whatever they cost: for tests, whose steps must not depend on the clock.
+    Always,
 }
 
 /// Whether an engine keeps computed prompts. A model whose keys depend on the length of the text never does.
@@ -57,6 +69,7 @@ impl Default for EngineOptions {
             prefix_cache: PrefixCache::On,
             numerics: Numerics::Fast,
             speculation: Speculation::Off,
+            guess_policy: GuessPolicy::WherePays,
         }
     }
 }
@@ -200,9 +213,10 @@ impl Engine {
         });
         let keys_are_fixed = executor.prefix_reuse() == PrefixReuse::Exact;
         let prefix_cache = if keys_are_fixed { options.prefix_cache } else { PrefixCache::Off };
+        let of_worker = EngineOptions { prefix_cache, ..options };
         let (vocabulary_of_worker, shared_of_worker) = (Arc::clone(&vocabulary), Arc::clone(&shared));
         let worker =
-            Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, prefix_cache);
+            Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, &of_worker);
         // A thread's name can't hold a zero byte.
         let thread_name = format!("engine {}", name.replace('\0', ""));
         std::thread::Builder::new()

@@ -9,6 +9,7 @@
 //! | `worker` | the thread: the step loop |
 //! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
 //! | `speculate` | guesses of the next tokens |
+//! | `payoff` | how many guesses pay: measured times of steps, records of guesses |
 //! | `places` | the bounded queue, shared fairly |
 //! | `output` | from token bytes to the text and log-probabilities of events |
 //! | [`metrics`] | distributions of times and sizes, recorded on that thread |
@@ -19,6 +20,7 @@ pub mod group;
 pub mod handle;
 pub mod metrics;
 mod output;
+mod payoff;
 mod places;
 pub mod request;
 mod sequence;
@@ -32,7 +34,7 @@ mod vocabulary;
 mod worker;
 
 pub use group::GenerationGroup;
-pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, PrefixCache};
+pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, GuessPolicy, PrefixCache};
 pub use metrics::{Distribution, Histogram, Metrics};
 pub use request::{
     Class, Event, FinishReason, GenerateRequest, Numerics, PrefixMiss, PromptCache, SamplingParams, Speculation,

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::metrics::Metrics;
 use super::output::{Output, Piece};
+use super::payoff::Offer;
 use super::request::{
     Class, Event, FinishReason, GenerateRequest, Numerics, PromptCache, Timings, TokenLogprob, Usage,
 };
@@ -181,10 +182,10 @@ impl Sequence {
         self.siblings.iter_mut().for_each(|sibling| sibling.start(now, cached_tokens, miss));
     }
 
-    /// Guesses its next tokens and says how many: no more than may still come after the one that isn't guessed.
-    pub(super) fn guess(&mut self) -> usize {
+    /// Guesses its next tokens: no more than may still come after the one that isn't guessed.
+    pub(super) fn offer(&mut self) -> Offer {
         let most = (self.max_total - self.tokens.len()).saturating_sub(1);
-        self.guesser.guess(&self.tokens, most).len()
+        self.guesser.offer(&self.tokens, most)
     }
 
     /// What to tell its client if its deadline has passed.

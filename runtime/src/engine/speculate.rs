@@ -1,74 +1,63 @@
 //! Guesses of the next tokens without a second model: what came after the last tokens when they occurred before.
 //!
 //! A guess is computed in the same step as the token before it, and stands if the sampler draws just that token from its
-//! row. So the answer is the one that would have come token by token, in fewer steps where texts repeat themselves.
+//! row. So the answer is the one that would have come token by token, in fewer steps where texts repeat themselves. Guesses
+//! that aren't computed are compared with what is drawn all the same, so it is known what they would have come to.
 
+use super::payoff::{Chances, Offer, Record, Then};
 use super::request::Speculation;
 
-/// Longest and shortest ending that is looked for.
-const LONGEST_ENDING: usize = 4;
+/// Shortest ending that is looked for, and how many longer ones.
 const SHORTEST_ENDING: usize = 2;
-/// Most guesses in a step: with the known token as many rows as the kernels for few rows take.
-const MOST_GUESSES: usize = 7;
-/// Most steps without a guess after guesses that failed.
-const LONGEST_PAUSE: u32 = 64;
+const NUM_ENDINGS: usize = 3;
+/// Most guesses in a step.
+const MOST_GUESSES: usize = 15;
+/// What to expect of guesses after an ending, the shortest first, before there were any.
+const PRIORS: [Chances; NUM_ENDINGS] =
+    [Chances { first: 0.3, next: 0.7 }, Chances { first: 0.5, next: 0.8 }, Chances { first: 0.7, next: 0.9 }];
 
-/// Guesses for one generation, as many as have paid lately.
+/// Guesses for one generation.
 #[derive(Debug)]
 pub(super) struct Guesser {
     speculation: Speculation,
     /// The next tokens, if the text goes on as before.
     guesses: Vec<u32>,
-    /// Most guesses in the next step.
-    length: usize,
-    /// Steps to go without a guess.
-    pause: u32,
-    /// The last pause.
-    last_pause: u32,
+    /// How many tokens more than the shortest the ending has that they come after.
+    ending: usize,
+    /// What they came to, by ending.
+    records: [Record; NUM_ENDINGS],
 }
 
 impl Guesser {
     pub(super) fn new(speculation: Speculation) -> Self {
-        Self { speculation, guesses: Vec::new(), length: MOST_GUESSES.div_ceil(2), pause: 0, last_pause: 0 }
+        Self { speculation, guesses: Vec::new(), ending: 0, records: Default::default() }
     }
 
-    /// What comes after `tokens`, at most `most` of them.
-    pub(super) fn guess(&mut self, tokens: &[u32], most: usize) -> &[u32] {
+    /// Finds guesses of what comes after `tokens`, at most `most`.
+    pub(super) fn offer(&mut self, tokens: &[u32], most: usize) -> Offer {
         self.guesses.clear();
-        if self.speculation == Speculation::Off {
-            return &[];
+        if self.speculation == Speculation::Ngram {
+            let after = |ending| Some((ending, after_ending(tokens, SHORTEST_ENDING + ending)?));
+            if let Some((ending, found)) = (0..NUM_ENDINGS).rev().find_map(after) {
+                self.guesses.extend(found.iter().take(MOST_GUESSES.min(most)));
+                self.ending = ending;
+            }
         }
-        if self.pause > 0 {
-            self.pause -= 1;
-            return &[];
-        }
-        let found = (SHORTEST_ENDING..=LONGEST_ENDING).rev().find_map(|len| after_ending(tokens, len));
-        if let Some(found) = found {
-            self.guesses.extend(found.iter().take(self.length.min(most)));
-        }
-        &self.guesses
+        Offer { most: self.guesses.len(), chances: self.records[self.ending].chances(PRIORS[self.ending]) }
     }
 
-    /// The last guesses.
+    /// The guesses found last.
     pub(super) fn guesses(&self) -> &[u32] {
         &self.guesses
     }
 
-    /// So many guesses were computed, and the first so many of them stood.
-    pub(super) fn learn(&mut self, num_computed: usize, num_right: usize) {
-        if num_computed == 0 {
-            return;
-        }
-        if num_right == 0 {
-            self.length = (self.length / 2).max(1);
-            self.last_pause = (2 * self.last_pause + 1).min(LONGEST_PAUSE);
-            self.pause = self.last_pause;
-        } else {
-            self.last_pause = 0;
-            if num_right == num_computed {
-                self.length = (2 * self.length).min(MOST_GUESSES);
-            }
-        }
+    /// These tokens were drawn in the step.
+    pub(super) fn learn(&mut self, drawn: &[u32]) {
+        let tested = self.guesses.len().min(drawn.len());
+        let num_right = self.guesses.iter().zip(drawn).take_while(|(guess, token)| guess == token).count();
+        let then = if num_right < tested { Then::Wrong } else { Then::Untested };
+        self.records[self.ending].note(num_right, then);
+        self.guesses.clear();
     }
 }
 
@@ -100,31 +89,42 @@ mod tests {
     fn longer_endings_come_first_and_no_more_than_allowed_is_guessed() {
         let mut guesser = Guesser::new(Speculation::Ngram);
         let tokens = [1, 2, 3, 4, 50, 51, 52, 53, 54, 3, 4, 60, 1, 2, 3, 4];
-        assert_eq!(guesser.guess(&tokens, 9), [50, 51, 52, 53]);
-        assert_eq!(guesser.guess(&tokens, 1), [50]);
-        assert_eq!(guesser.guess(&tokens, 0), [0; 0]);
-        assert_eq!(Guesser::new(Speculation::Off).guess(&tokens, 9), [0; 0]);
+        assert_eq!(guesser.offer(&tokens, 4).most, 4);
+        assert_eq!(guesser.guesses(), [50, 51, 52, 53]);
+        guesser.offer(&tokens, 1);
+        assert_eq!(guesser.guesses(), [50]);
+        assert_eq!(guesser.offer(&tokens, 0).most, 0);
+        assert_eq!(guesser.offer(&[1, 2, 3], 9).most, 0);
+        assert_eq!(Guesser::new(Speculation::Off).offer(&tokens, 9).most, 0);
     }
 
     #[test]
-    fn success_makes_longer_guesses_and_failure_longer_pauses() {
+    fn each_ending_is_judged_by_what_came_after_it() {
         let mut guesser = Guesser::new(Speculation::Ngram);
-        let tokens: Vec<u32> = (0..20).chain(0..4).collect();
-        guesser.learn(4, 4);
-        assert_eq!(guesser.guess(&tokens, 100).len(), MOST_GUESSES);
-        let mut pauses = Vec::new();
-        for _ in 0..9 {
-            guesser.learn(1, 0);
-            pauses.push((0..).take_while(|_| guesser.guess(&tokens, 100).is_empty()).count());
+        let long = [1, 2, 3, 4, 50, 51, 52, 1, 2, 3, 4];
+        let short = [3, 4, 60, 61, 3, 4];
+        let before = guesser.offer(&short, 9).chances;
+        for _ in 0..20 {
+            guesser.offer(&long, 9);
+            guesser.learn(&[50, 51, 9]);
         }
-        assert_eq!(pauses, [1, 3, 7, 15, 31, 63, 64, 64, 64]);
-        assert_eq!(guesser.guesses().len(), 1);
-        guesser.learn(1, 1);
-        assert_eq!(guesser.guess(&tokens, 100).len(), 2);
-        guesser.learn(2, 0);
-        assert!(
-            guesser.guess(&tokens, 100).is_empty() && !guesser.guess(&tokens, 100).is_empty(),
-            "pauses are short again"
-        );
+        assert_eq!(guesser.offer(&short, 9).chances, before);
+        let Chances { first, next } = guesser.offer(&long, 9).chances;
+        assert!(first > 0.95 && (0.45..0.6).contains(&next), "{first} {next}");
+        // A guess that wasn't computed is known to be wrong all the same; the second was never looked at.
+        for _ in 0..20 {
+            guesser.offer(&short, 9);
+            guesser.learn(&[7]);
+        }
+        let after = guesser.offer(&short, 9).chances;
+        assert!(after.first < 0.1 && after.next == before.next, "{after:?}");
+    }
+
+    #[test]
+    fn without_guesses_there_is_nothing_to_learn() {
+        let mut guesser = Guesser::new(Speculation::Ngram);
+        let before = guesser.offer(&[1, 2, 3], 9).chances;
+        guesser.learn(&[4]);
+        assert_eq!(guesser.offer(&[1, 2, 3], 9).chances, before);
     }
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use super::handle::{EngineOptions, EngineStats, PrefixCache, Shared};
+use super::handle::{EngineOptions, EngineStats, GuessPolicy, PrefixCache, Shared};
+use super::payoff::{Offer, StepTimes, choose};
 use super::request::Event;
 use super::sequence::{EventSender, Outcome, Sequence, Submission};
 use super::vocabulary::Vocabulary;
@@ -39,8 +40,13 @@ pub(super) fn capacity(limits: &Limits, options: &EngineOptions) -> Capacity {
     }
 }
 
-/// With more sequences than these a step has rows enough to keep the arithmetic busy, and guesses cost what they gain.
-const MOST_GUESSING: usize = 4;
+/// Where [`Worker::times`] has the steps of these numerics.
+fn times_of(numerics: Numerics) -> usize {
+    match numerics {
+        Numerics::Fast => 0,
+        Numerics::Invariant => 1,
+    }
+}
 
 /// The generations of one engine.
 #[derive(Default)]
@@ -66,7 +72,12 @@ pub(super) struct Worker {
     stats: EngineStats,
     /// Milliseconds from first step to end, averaged over recent generations.
     service_ms: f64,
+    guess_policy: GuessPolicy,
+    /// Of steps without pieces of prompts: with and without [`Numerics::Invariant`], whose kernels are others.
+    times: [StepTimes; 2],
     // Reused from step to step.
+    offers: Vec<Offer>,
+    counts: Vec<usize>,
     plan: StepPlan,
     batch: StepBatch,
     scratch: Scratch,
@@ -82,7 +93,7 @@ impl Worker {
         inbox: Receiver<Message>,
         shared: Arc<Shared>,
         capacity: Capacity,
-        prefix_cache: PrefixCache,
+        options: &EngineOptions,
     ) -> Self {
         let stats = *shared.stats();
         Self {
@@ -93,10 +104,14 @@ impl Worker {
             shared,
             state: State::new(capacity),
             sequences: Sequences::default(),
-            prefix_cache,
+            prefix_cache: options.prefix_cache,
             is_draining: false,
             stats,
             service_ms: 0.0,
+            guess_policy: options.guess_policy,
+            times: Default::default(),
+            offers: Vec::new(),
+            counts: Vec::new(),
             plan: StepPlan::default(),
             batch: StepBatch::default(),
             scratch: Scratch::default(),
@@ -236,9 +251,7 @@ impl Worker {
     }
 
     fn step(&mut self) -> Result<()> {
-        if self.state.num_running() <= MOST_GUESSING {
-            self.state.guess(|id| self.sequences.0.get_mut(&id).map_or(0, Sequence::guess));
-        }
+        self.guess();
         self.state.schedule(&mut self.plan, &self.sequences);
         if self.plan.pieces.is_empty() {
             return Err(Error::EngineStopped("the scheduler found no work although sequences wait".into()));
@@ -248,8 +261,11 @@ impl Worker {
 
         let start = Instant::now();
         let output = self.executor.step(&self.batch)?;
-        let metrics = &self.shared.metrics;
-        metrics.step(self.batch.tokens.len(), self.batch.seqs.len(), start.elapsed());
+        let (metrics, elapsed) = (&self.shared.metrics, start.elapsed());
+        metrics.step(self.batch.tokens.len(), self.batch.seqs.len(), elapsed);
+        if self.plan.pieces.iter().all(|piece| piece.len == 1) {
+            self.times[times_of(self.batch.numerics)].note(self.batch.tokens.len(), elapsed.as_secs_f64());
+        }
         let num_outputs = self.batch.num_outputs();
         if output.num_rows != num_outputs || output.data.len() != output.num_rows * output.width {
             return Err(Error::EngineStopped(format!(
@@ -289,7 +305,7 @@ impl Worker {
             }
             let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
             // A guess stands if it is what the sampler draws after the tokens before it.
-            let mut num_right = 0;
+            let (mut num_right, num_known) = (0, sequence.tokens.len());
             loop {
                 if !goes_on(sequence, first_row + num_right) {
                     self.ended.push(piece.id);
@@ -303,7 +319,7 @@ impl Worker {
                 num_right += 1;
             }
             self.state.accept(piece.id, num_right);
-            sequence.guesser.learn(piece.num_guesses, num_right);
+            sequence.guesser.learn(&sequence.tokens[num_known..]);
             self.stats.guessed_tokens += piece.num_guesses as u64;
             self.stats.accepted_tokens += num_right as u64;
         }
@@ -313,6 +329,36 @@ impl Worker {
         }
         self.remove_ended();
         Ok(())
+    }
+
+    /// Asks for guesses, as many as pay, for a step in which every sequence computes its next token. Of others nobody knows
+    /// what they would take without.
+    fn guess(&mut self) {
+        let (sequences, offers) = (&mut self.sequences.0, &mut self.offers);
+        let (mut num_rows, mut numerics) = (0, Numerics::Fast);
+        offers.clear();
+        self.state.guess(|id| {
+            num_rows += 1;
+            if let Some(sequence) = sequences.get_mut(&id) {
+                if sequence.numerics == Numerics::Invariant {
+                    numerics = Numerics::Invariant;
+                }
+                offers.push(sequence.offer());
+            }
+            0
+        });
+        if num_rows != self.state.num_running() || offers.len() != num_rows || offers.iter().all(|o| o.most == 0) {
+            return;
+        }
+        match self.guess_policy {
+            GuessPolicy::WherePays => choose(&self.times[times_of(numerics)], num_rows, offers, &mut self.counts),
+            GuessPolicy::Always => {
+                self.counts.clear();
+                self.counts.extend(offers.iter().map(|offer| offer.most));
+            }
+        }
+        let mut counts = self.counts.iter();
+        self.state.guess(|_| counts.next().copied().unwrap_or(0));
     }
 
     /// Writes the plan's tokens and block tables into the batch.

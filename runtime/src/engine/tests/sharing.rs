@@ -214,7 +214,7 @@ fn guesses_save_steps_and_change_nothing() {
         97 + tokens.len() as u32 % period
     };
     let run = |speculation: Option<Speculation>| {
-        let options = EngineOptions { max_running: 2, ..EngineOptions::default() };
+        let options = EngineOptions { max_running: 2, guess_policy: GuessPolicy::Always, ..EngineOptions::default() };
         let engine = start_with(TestExecutor::continuing(next, ByteVocabulary::SIZE, limits), options);
         let request = GenerateRequest { speculation, ..fixed(&prompt(1, 3), 300) };
         let answer = engine.generate_blocking(request).unwrap();
@@ -245,7 +245,8 @@ fn drawn_answers_are_the_same_with_guesses() {
     let run = |speculation: Speculation| {
         let next = |tokens: &[u32]| 97 + (tokens[tokens.len() - 1] + 1) % 3;
         let executor = Altered::new(TestExecutor::continuing(next, ByteVocabulary::SIZE, LIMITS), coin);
-        let options = EngineOptions { max_running: 4, speculation, ..EngineOptions::default() };
+        let guess_policy = GuessPolicy::Always;
+        let options = EngineOptions { max_running: 4, speculation, guess_policy, ..EngineOptions::default() };
         let engine = start_with(executor, options);
         let generations: Vec<_> = (0..3).map(|seed| engine.submit(drawn(&[97, 98], seed)).unwrap()).collect();
         let all: Vec<_> =
