@@ -84,7 +84,7 @@ impl Worker<'_> {
             return true;
         }
         let passed = || shared.round.load(Ordering::SeqCst) != round;
-        let slept = shared.at_barrier.wait(SPIN_AT_BARRIER, || passed() || shared.poisoned.load(Ordering::SeqCst));
+        let slept = shared.at_barrier.wait(spins_at_barrier, || passed() || shared.poisoned.load(Ordering::SeqCst));
         shared.count_sleep(slept);
         passed()
     }
@@ -139,6 +139,8 @@ struct Shared {
     /// A worker panicked: its job can't be completed.
     poisoned: AtomicBool,
     stop: AtomicBool,
+    /// Workers without a job sleep at once.
+    rest: AtomicBool,
     /// Nanoseconds that workers of this job waited asleep.
     slept: AtomicU64,
     /// One for each worker but 0: those that are left out sleep on.
@@ -200,10 +202,10 @@ struct Gate {
 }
 
 impl Gate {
-    /// Returns when `ready` does, and how long that took beyond the spinning. `ready` reads with `SeqCst` what others write
-    /// with `SeqCst` before [`Self::wake`].
-    fn wait(&self, spin: Duration, ready: impl Fn() -> bool) -> Duration {
-        let mut until = None;
+    /// Returns when `ready` does, and how long that took beyond the spinning, which goes on for as long as `spins` says. `ready`
+    /// reads with `SeqCst` what others write with `SeqCst` before [`Self::wake`].
+    fn wait(&self, spins: impl Fn(Duration) -> bool, ready: impl Fn() -> bool) -> Duration {
+        let mut since = None;
         loop {
             for _ in 0..SPINS_A_LOOK {
                 if ready() {
@@ -213,7 +215,7 @@ impl Gate {
             }
             // The clock starts late: most waits are over by now.
             let now = Instant::now();
-            if now > *until.get_or_insert(now + spin) {
+            if !spins(now - *since.get_or_insert(now)) {
                 break;
             }
         }
@@ -327,6 +329,7 @@ impl Team {
             claims: (0..num_workers).map(|_| Line::default()).collect(),
             poisoned: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            rest: AtomicBool::new(false),
             slept: AtomicU64::new(0),
             between_jobs: (1..num_workers).map(|_| Gate::default()).collect(),
             at_barrier: Gate::default(),
@@ -377,15 +380,21 @@ impl Team {
             unsafe { *shared.job.0.get() = Some(job) };
             shared.finished.store(0, Ordering::Relaxed);
         }
+        shared.rest.store(false, Ordering::Relaxed);
         shared.epoch.store(epoch, Ordering::SeqCst);
         shared.between_jobs[..num_workers - 1].iter().for_each(Gate::wake);
         run_job(shared, 0, epoch, job);
         let done = || shared.finished.load(Ordering::SeqCst) + 1 >= num_workers;
-        shared.count_sleep(shared.at_end.wait(SPIN_AT_BARRIER, done));
+        shared.count_sleep(shared.at_end.wait(spins_at_barrier, done));
         let slept = Duration::from_nanos(shared.slept.swap(0, Ordering::Relaxed));
         let now = Instant::now();
         self.crew.judge(now - start, slept, now);
         if shared.poisoned.load(Ordering::Acquire) { Err(WorkerPanicked) } else { Ok(()) }
+    }
+
+    /// Lets the workers sleep until the next job instead of spinning for a while: another team is about to use their cores.
+    pub fn rest(&self) {
+        self.shared.rest.store(true, Ordering::Relaxed);
     }
 }
 
@@ -398,6 +407,10 @@ impl Drop for Team {
             drop(thread.join());
         }
     }
+}
+
+fn spins_at_barrier(spun: Duration) -> bool {
+    spun <= SPIN_AT_BARRIER
 }
 
 /// Workers of the job that this epoch started.
@@ -420,7 +433,8 @@ fn worker_loop(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
         // A job that leaves this worker out is over, or not, when the next one comes: it doesn't matter here.
-        shared.between_jobs[index - 1].wait(SPIN_BETWEEN_JOBS, || {
+        let spins = |spun| spun <= SPIN_BETWEEN_JOBS && !shared.rest.load(Ordering::Relaxed);
+        shared.between_jobs[index - 1].wait(spins, || {
             let epoch = shared.epoch.load(Ordering::SeqCst);
             (epoch != seen && index < workers_of(epoch)) || shared.stop.load(Ordering::SeqCst)
         });
@@ -578,6 +592,17 @@ mod tests {
             crew.judge(ms(10), ms(30), now);
         }
         assert_eq!((crew.num_workers, crew.resting), (1, Some((now, REST[0]))));
+    }
+
+    #[test]
+    fn a_resting_team_works_when_it_must() {
+        let mut team = Team::new(3).unwrap();
+        let count = AtomicUsize::new(0);
+        for _ in 0..50 {
+            team.rest();
+            team.run(&|_| drop(count.fetch_add(1, Ordering::Relaxed))).unwrap();
+        }
+        assert_eq!(count.into_inner(), 150);
     }
 
     #[test]

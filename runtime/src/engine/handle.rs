@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::draft::{DraftExecutor, Drafter};
 use super::group::GenerationGroup;
 use super::metrics::Metrics;
 use super::output::Entry;
@@ -38,6 +39,8 @@ pub struct EngineOptions {
     pub speculation: Speculation,
     /// How many guesses are computed.
     pub guess_policy: GuessPolicy,
+    /// Most guesses that a draft model makes for a sequence in a step.
+    pub draft_tokens: usize,
 }
 
 /// How many of the guesses that there are a step computes.
@@ -70,6 +73,7 @@ impl Default for EngineOptions {
             numerics: Numerics::Fast,
             speculation: Speculation::Off,
             guess_policy: GuessPolicy::WherePays,
+            draft_tokens: 8,
         }
     }
 }
@@ -99,16 +103,38 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
-    /// Tokens guessed and computed.
-    pub guessed_tokens: u64,
-    /// Those of them that were right.
-    pub accepted_tokens: u64,
+    /// Guesses found in the text.
+    pub ngram: Guesses,
+    /// Guesses of the draft model.
+    pub draft: Guesses,
+    /// KV blocks of the draft model that some sequence owns.
+    pub draft_blocks: usize,
     /// Generations that ended by themselves.
     pub completed: u64,
     /// Generations whose client went away.
     pub cancelled: u64,
     /// Generations that failed, those of slow readers included.
     pub failed: u64,
+}
+
+/// What guesses came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Guesses {
+    /// Steps of a sequence with guesses.
+    pub steps: u64,
+    /// Guesses computed.
+    pub computed: u64,
+    /// Those of them that were right.
+    pub accepted: u64,
+}
+
+impl Guesses {
+    /// A sequence's part of a step had so many guesses.
+    pub(super) fn add(&mut self, computed: usize, accepted: usize) {
+        self.steps += u64::from(computed > 0);
+        self.computed += computed as u64;
+        self.accepted += accepted as u64;
+    }
 }
 
 /// Whether new requests are taken.
@@ -173,6 +199,7 @@ struct Inner {
     options: EngineOptions,
     /// Keys don't depend on the length of the text: only then may a beginning be shared and a guess be tried.
     keys_are_fixed: bool,
+    has_draft: bool,
 }
 
 /// A loaded model at work on its own thread. Clones are handles of the same engine; after the last one is dropped the
@@ -191,6 +218,32 @@ impl Engine {
     pub fn start(
         name: &str,
         executor: Box<dyn Executor>,
+        vocabulary: Arc<dyn Vocabulary>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        Self::launch(name, executor, None, vocabulary, options)
+    }
+
+    /// [`start`](Self::start) with a draft model for requests that want [`Speculation::Draft`]. Its executor computes logits
+    /// over the same vocabulary; tokens beyond its end must be padding. If one of its steps fails, a warning is logged, and
+    /// answers go on without it.
+    ///
+    /// # Errors
+    /// Those of [`start`](Self::start).
+    pub fn start_with_draft(
+        name: &str,
+        executor: Box<dyn Executor>,
+        draft: DraftExecutor,
+        vocabulary: Arc<dyn Vocabulary>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        Self::launch(name, executor, Some(draft), vocabulary, options)
+    }
+
+    fn launch(
+        name: &str,
+        executor: Box<dyn Executor>,
+        draft: Option<DraftExecutor>,
         vocabulary: Arc<dyn Vocabulary>,
         options: EngineOptions,
     ) -> Result<Self> {
@@ -215,8 +268,11 @@ impl Engine {
         let prefix_cache = if keys_are_fixed { options.prefix_cache } else { PrefixCache::Off };
         let of_worker = EngineOptions { prefix_cache, ..options };
         let (vocabulary_of_worker, shared_of_worker) = (Arc::clone(&vocabulary), Arc::clone(&shared));
+        let has_draft = draft.is_some();
+        let drafter = draft.map(|draft| Drafter::new(draft, vocabulary.vocab_size(), options.draft_tokens));
         let worker =
-            Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, &of_worker);
+            Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, &of_worker)
+                .with_draft(drafter);
         // A thread's name can't hold a zero byte.
         let thread_name = format!("engine {}", name.replace('\0', ""));
         std::thread::Builder::new()
@@ -224,7 +280,16 @@ impl Engine {
             .spawn(move || worker.run())
             .map_err(|error| Error::EngineStopped(format!("no thread for `{name}`: {error}")))?;
         Ok(Self {
-            inner: Arc::new(Inner { inbox, shared, vocabulary, limits, context_tokens, options, keys_are_fixed }),
+            inner: Arc::new(Inner {
+                inbox,
+                shared,
+                vocabulary,
+                limits,
+                context_tokens,
+                options,
+                keys_are_fixed,
+                has_draft,
+            }),
         })
     }
 
@@ -247,8 +312,13 @@ impl Engine {
     }
 
     fn send(&self, mut request: GenerateRequest, num_answers: usize) -> Result<Vec<Generation>> {
-        let Inner { inbox, shared, vocabulary, context_tokens, options, keys_are_fixed, .. } = &*self.inner;
+        let Inner { inbox, shared, vocabulary, context_tokens, options, keys_are_fixed, has_draft, .. } = &*self.inner;
         let max_total = validate(&request, vocabulary.vocab_size(), *context_tokens)?;
+        let speculation = request.speculation.unwrap_or(options.speculation);
+        if speculation == Speculation::Draft && !has_draft {
+            let message = "the model was loaded without a draft model; start the server with --draft-model".into();
+            return Err(Error::InvalidRequest { param: "speculate", message });
+        }
         // Held while sending: a request that is accepted lies before the order to shut down.
         let status = shared.status();
         match &*status {
@@ -266,7 +336,6 @@ impl Engine {
         if options.numerics == Numerics::Invariant {
             request.numerics = Numerics::Invariant;
         }
-        let speculation = request.speculation.unwrap_or(options.speculation);
         request.speculation = Some(if *keys_are_fixed { speculation } else { Speculation::Off });
         let submission = Submission { request, max_total, events, submitted: Instant::now() };
         // The thread is gone without having said so only if it was killed; `recv` reports that.

@@ -9,6 +9,7 @@
 //! | `worker` | the thread: the step loop |
 //! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
 //! | `speculate` | guesses of the next tokens |
+//! | [`draft`] | guesses of a draft model: the sequences that it follows, its blocks |
 //! | `payoff` | how many guesses pay: measured times of steps, records of guesses |
 //! | `places` | the bounded queue, shared fairly |
 //! | `output` | from token bytes to the text and log-probabilities of events |
@@ -16,6 +17,7 @@
 //! | [`testing`] | executors with exact expectations and no model, for tests of what is built on the engine |
 #![forbid(unsafe_code)]
 
+pub mod draft;
 pub mod group;
 pub mod handle;
 pub mod metrics;
@@ -33,8 +35,9 @@ mod validate;
 mod vocabulary;
 mod worker;
 
+pub use draft::DraftExecutor;
 pub use group::GenerationGroup;
-pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, GuessPolicy, PrefixCache};
+pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, GuessPolicy, Guesses, PrefixCache};
 pub use metrics::{Distribution, Histogram, Metrics};
 pub use request::{
     Class, Event, FinishReason, GenerateRequest, Numerics, PrefixMiss, PromptCache, SamplingParams, Speculation,

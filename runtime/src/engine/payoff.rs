@@ -50,6 +50,11 @@ impl StepTimes {
         *entry = Some(Entry { seconds, step: self.num_steps });
     }
 
+    /// A step passed that isn't measured here: what is known gets older.
+    pub(super) fn pass(&mut self) {
+        self.num_steps += 1;
+    }
+
     /// Seconds of a step of just so many rows, if there was one lately.
     pub(super) fn measured(&self, num_rows: usize) -> Option<f64> {
         let entry = (*self.entries.get(num_rows)?)?;
@@ -104,6 +109,12 @@ impl Record {
         }
     }
 
+    /// It counts a little less: so guesses that failed once are tried again some time.
+    pub(super) fn fade(&mut self) {
+        self.first.fade();
+        self.next.fade();
+    }
+
     fn rate(&mut self, index: usize) -> &mut Rate {
         if index == 0 { &mut self.first } else { &mut self.next }
     }
@@ -135,10 +146,17 @@ impl Rate {
     const KEEP: f64 = 0.95;
     /// The prior counts as so many outcomes.
     const PRIOR_WEIGHT: f64 = 2.0;
+    /// What a share keeps of its weight in a step in which nothing was tried: half of it for 70 steps.
+    const KEEP_IDLE: f64 = 0.99;
 
     fn note(&mut self, is_right: bool) {
         self.right = self.right * Self::KEEP + f64::from(is_right);
         self.tried = self.tried * Self::KEEP + 1.0;
+    }
+
+    fn fade(&mut self) {
+        self.right *= Self::KEEP_IDLE;
+        self.tried *= Self::KEEP_IDLE;
     }
 
     fn estimate(&self, prior: f64) -> f64 {
@@ -153,16 +171,41 @@ pub(super) struct Offer {
     pub(super) most: usize,
     /// That they stand.
     pub(super) chances: Chances,
+    /// Where they come from.
+    pub(super) source: Source,
+}
+
+/// Where guesses come from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Source {
+    /// They are there.
+    Found,
+    /// A draft model computes them, if they are wanted.
+    Drafted {
+        /// What it takes, beside the time of its steps, to begin with the sequence: this step's part of it.
+        entry_seconds: f64,
+    },
+}
+
+/// How long steps take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Costs<'a> {
+    /// The engine's, by rows.
+    pub(super) steps: &'a StepTimes,
+    /// The draft model's, by sequences. It makes one for each guess of the sequence with the most.
+    pub(super) drafts: Option<&'a StepTimes>,
 }
 
 /// Writes into `counts` how many guesses of each offer to compute in a step of `num_rows` rows without them, so that the
 /// expected tokens a second are the most: all 0 where that is without guesses, or where the time without isn't known.
-pub(super) fn choose(times: &StepTimes, num_rows: usize, offers: &[Offer], counts: &mut Vec<usize>) {
+pub(super) fn choose(costs: Costs<'_>, num_rows: usize, offers: &[Offer], counts: &mut Vec<usize>) {
+    let Costs { steps: times, drafts } = costs;
     counts.clear();
     counts.resize(offers.len(), 0);
     let Some(plain) = times.measured(num_rows).filter(|&seconds| seconds > 0.0 && num_rows > 0) else { return };
     let mut best = num_rows as f64 / plain * (1.0 + LEAST_GAIN);
     let (mut taken, mut expected) = (counts.clone(), num_rows as f64);
+    let (mut num_drafted, mut depth, mut entries) = (0, 0, 0.0);
     // The likeliest guess first, whosever it is: those of one sequence get less and less likely.
     let mut chances: Vec<f64> = offers.iter().map(|offer| offer.chances.first).collect();
     for width in num_rows + 1..=MAX_ROWS {
@@ -171,7 +214,16 @@ pub(super) fn choose(times: &StepTimes, num_rows: usize, offers: &[Offer], count
         expected += chances[index];
         chances[index] *= offers[index].chances.next;
         taken[index] += 1;
-        let Some(seconds) = times.expected(width).map(|seconds| seconds.max(plain)) else { return };
+        if let Source::Drafted { entry_seconds } = offers[index].source {
+            depth = depth.max(taken[index]);
+            if taken[index] == 1 {
+                num_drafted += 1;
+                entries += entry_seconds;
+            }
+        }
+        let Some(wide) = times.expected(width) else { return };
+        let draft_step = drafts.filter(|_| depth > 0).and_then(|drafts| drafts.expected(num_drafted)).unwrap_or(0.0);
+        let seconds = wide.max(plain) + depth as f64 * draft_step + entries;
         if expected / seconds > best {
             best = expected / seconds;
             counts.clone_from(&taken);
@@ -192,10 +244,24 @@ mod tests {
     }
 
     fn chosen(times: &StepTimes, num_rows: usize, offers: &[(usize, f64, f64)]) -> Vec<usize> {
-        let offer = |&(most, first, next): &(usize, f64, f64)| Offer { most, chances: Chances { first, next } };
+        let offer = |&(most, first, next): &(usize, f64, f64)| Offer {
+            most,
+            chances: Chances { first, next },
+            source: Source::Found,
+        };
         let mut counts = vec![9; 9];
-        choose(times, num_rows, &offers.iter().map(offer).collect::<Vec<_>>(), &mut counts);
+        let costs = Costs { steps: times, drafts: None };
+        choose(costs, num_rows, &offers.iter().map(offer).collect::<Vec<_>>(), &mut counts);
         counts
+    }
+
+    /// One sequence's drafted guesses, of which `chance` stand each.
+    fn drafted(steps: &StepTimes, drafts: &StepTimes, chance: f64, entry_seconds: f64) -> usize {
+        let chances = Chances { first: chance, next: chance };
+        let offer = Offer { most: 8, chances, source: Source::Drafted { entry_seconds } };
+        let mut counts = Vec::new();
+        choose(Costs { steps, drafts: Some(drafts) }, 1, &[offer], &mut counts);
+        counts[0]
     }
 
     #[test]
@@ -270,6 +336,29 @@ mod tests {
     }
 
     #[test]
+    fn drafts_must_earn_their_own_steps_too() {
+        let steps = times(9, 1.4);
+        let mut drafts = StepTimes::default();
+        assert_eq!(drafted(&steps, &drafts, 0.9, 0.0), 8, "what it costs is found out by trying");
+        drafts.note(1, 0.010);
+        assert_eq!(drafted(&steps, &drafts, 1.0, 0.0), 0, "a draft model that takes as long as the model");
+        for _ in 0..9 {
+            drafts.note(1, 0.001);
+        }
+        assert_eq!(drafted(&steps, &drafts, 0.9, 0.0), 8);
+        // Each guess costs 1.5 ms: those that bring less than that part of a token aren't made.
+        assert!((1..4).contains(&drafted(&steps, &drafts, 0.5, 0.0)));
+        assert_eq!(drafted(&steps, &drafts, 0.1, 0.0), 0);
+        assert_eq!(drafted(&steps, &drafts, 0.9, 1.0), 0, "a long prompt to compute first");
+        // Times that nobody measures for long are taken for shorter, until somebody tries.
+        let mut slow = StepTimes::default();
+        slow.note(1, 0.020);
+        assert_eq!(drafted(&steps, &slow, 0.9, 0.0), 0);
+        (0..3 * FRESH_STEPS).for_each(|_| slow.pass());
+        assert!(drafted(&steps, &slow, 0.9, 0.0) > 0);
+    }
+
+    #[test]
     fn a_record_fades_to_what_happens_lately() {
         let prior = Chances { first: 0.5, next: 0.8 };
         let mut record = Record::default();
@@ -282,6 +371,13 @@ mod tests {
         assert!(first > 0.85 && (0.6..0.73).contains(&next), "{first} {next}");
         (0..50).for_each(|_| record.note(1, Then::Untested));
         assert_eq!(record.chances(prior).next, next, "what wasn't tried says nothing");
+        let mut failed = Record::default();
+        (0..50).for_each(|_| failed.note(0, Then::Wrong));
+        let waited = (0..).take_while(|_| {
+            failed.fade();
+            failed.chances(prior).first < 0.3
+        });
+        assert!((100..400).contains(&waited.count()), "failure is forgotten, but not soon");
     }
 
     /// A run of an engine whose guesses are right in the share `right`, with steps that take `1 + cost · guesses`: how
@@ -290,9 +386,10 @@ mod tests {
         let (mut times, mut record) = (StepTimes::default(), Record::default());
         let (mut tokens, mut seconds, mut luck) = (0.0, 0.0, 0.5);
         for _ in 0..2000 {
-            let offer = Offer { most: 7, chances: record.chances(Chances { first: 0.5, next: 0.8 }) };
+            let chances = record.chances(Chances { first: 0.5, next: 0.8 });
+            let offer = Offer { most: 7, chances, source: Source::Found };
             let mut counts = Vec::new();
-            choose(&times, 1, &[offer], &mut counts);
+            choose(Costs { steps: &times, drafts: None }, 1, &[offer], &mut counts);
             let stands = |_: &usize| {
                 luck = (luck + 0.618_034) % 1.0;
                 luck < right

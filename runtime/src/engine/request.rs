@@ -68,6 +68,8 @@ pub enum Speculation {
     Off,
     /// Guesses what followed the last tokens when they occurred before.
     Ngram,
+    /// Guesses what a draft model finds likeliest. Only for an engine that has one.
+    Draft,
 }
 
 /// One generation.
@@ -139,6 +141,10 @@ pub struct Usage {
     pub cache_miss: Option<PrefixMiss>,
     /// Tokens generated, the ending one included.
     pub completion_tokens: usize,
+    /// Guesses that were computed.
+    pub guessed_tokens: usize,
+    /// Those of them that were right; they are among the tokens generated.
+    pub accepted_tokens: usize,
 }
 
 /// Wall-clock times.

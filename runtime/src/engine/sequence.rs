@@ -4,17 +4,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::draft::Drafter;
+use super::handle::Guesses;
 use super::metrics::Metrics;
 use super::output::{Output, Piece};
 use super::payoff::Offer;
 use super::request::{
-    Class, Event, FinishReason, GenerateRequest, Numerics, PromptCache, Timings, TokenLogprob, Usage,
+    Class, Event, FinishReason, GenerateRequest, Numerics, PromptCache, Speculation, Timings, TokenLogprob, Usage,
 };
 use super::speculate::Guesser;
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 use crate::kv::{PrefixMiss, PrefixSpace};
 use crate::sample::{Sampler, Scratch, logprobs, random_seed};
+use crate::sched::SeqId;
 
 /// The sending side of a generation's bounded channel, with one place kept for the last event: a client that reads
 /// slowly still learns how it ended.
@@ -119,6 +122,8 @@ pub(super) struct Sequence {
     deadline: Option<Duration>,
     /// Tokens that the prefix cache had, and why not more.
     cached: (usize, Option<PrefixMiss>),
+    /// Guesses that were computed, and those of them that were right.
+    pub(super) guessed: Guesses,
     sampler: Sampler,
     output: Output,
     submitted: Instant,
@@ -145,6 +150,7 @@ impl Sequence {
             numerics: request.numerics,
             deadline: request.deadline,
             cached: (0, None),
+            guessed: Guesses::default(),
             sampler: Sampler::new(request.sampling),
             output: Output::new(&request.stop),
             submitted,
@@ -182,10 +188,17 @@ impl Sequence {
         self.siblings.iter_mut().for_each(|sibling| sibling.start(now, cached_tokens, miss));
     }
 
-    /// Guesses its next tokens: no more than may still come after the one that isn't guessed.
-    pub(super) fn offer(&mut self) -> Offer {
+    /// What it can guess of its next tokens: no more than may still come after the one that isn't guessed.
+    pub(super) fn offer(&mut self, id: SeqId, drafter: Option<&Drafter>) -> Offer {
         let most = (self.max_total - self.tokens.len()).saturating_sub(1);
-        self.guesser.offer(&self.tokens, most)
+        match drafter.filter(|_| self.guesser.speculation() == Speculation::Draft) {
+            Some(drafter) => {
+                let num_tokens = self.tokens.len();
+                let entry_seconds = drafter.entry_seconds(id, num_tokens, most);
+                self.guesser.offer_drafts(most.min(drafter.most(num_tokens)), drafter.chances(), entry_seconds)
+            }
+            None => self.guesser.offer(&self.tokens, most),
+        }
     }
 
     /// What to tell its client if its deadline has passed.
@@ -289,6 +302,8 @@ impl Sequence {
             cached_tokens,
             cache_miss,
             completion_tokens: self.tokens.len() - self.num_prompt,
+            guessed_tokens: self.guessed.computed as usize,
+            accepted_tokens: self.guessed.accepted as usize,
         }
     }
 

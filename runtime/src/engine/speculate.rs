@@ -1,10 +1,10 @@
-//! Guesses of the next tokens without a second model: what came after the last tokens when they occurred before.
+//! Guesses of the next tokens: what came after the last tokens when they occurred before, or what a draft model says.
 //!
 //! A guess is computed in the same step as the token before it, and stands if the sampler draws just that token from its
-//! row. So the answer is the one that would have come token by token, in fewer steps where texts repeat themselves. Guesses
-//! that aren't computed are compared with what is drawn all the same, so it is known what they would have come to.
+//! row. So the answer is the one that would have come token by token, in fewer steps. Guesses that were found in the text and
+//! aren't computed are compared with what is drawn all the same, so it is known what they would have come to.
 
-use super::payoff::{Chances, Offer, Record, Then};
+use super::payoff::{Chances, Offer, Record, Source, Then};
 use super::request::Speculation;
 
 /// Shortest ending that is looked for, and how many longer ones.
@@ -26,11 +26,13 @@ pub(super) struct Guesser {
     ending: usize,
     /// What they came to, by ending.
     records: [Record; NUM_ENDINGS],
+    /// What a draft model's came to.
+    drafted: Record,
 }
 
 impl Guesser {
     pub(super) fn new(speculation: Speculation) -> Self {
-        Self { speculation, guesses: Vec::new(), ending: 0, records: Default::default() }
+        Self { speculation, guesses: Vec::new(), ending: 0, records: Default::default(), drafted: Record::default() }
     }
 
     /// Finds guesses of what comes after `tokens`, at most `most`.
@@ -43,7 +45,31 @@ impl Guesser {
                 self.ending = ending;
             }
         }
-        Offer { most: self.guesses.len(), chances: self.records[self.ending].chances(PRIORS[self.ending]) }
+        let chances = self.records[self.ending].chances(PRIORS[self.ending]);
+        Offer { most: self.guesses.len(), chances, source: Source::Found }
+    }
+
+    /// What a draft model may be asked for: `most` guesses, which cost `entry_seconds` beside its steps. `prior`: what its
+    /// guesses come to elsewhere.
+    pub(super) fn offer_drafts(&mut self, most: usize, prior: Chances, entry_seconds: f64) -> Offer {
+        self.guesses.clear();
+        Offer { most, chances: self.drafted.chances(prior), source: Source::Drafted { entry_seconds } }
+    }
+
+    /// The draft model was not asked.
+    pub(super) fn decline_drafts(&mut self) {
+        self.drafted.fade();
+    }
+
+    /// Takes the draft model's guesses.
+    pub(super) fn set_drafts(&mut self, guesses: &[u32]) {
+        self.guesses.clear();
+        self.guesses.extend_from_slice(guesses);
+    }
+
+    /// Where its guesses come from.
+    pub(super) fn speculation(&self) -> Speculation {
+        self.speculation
     }
 
     /// The guesses found last.
@@ -51,13 +77,18 @@ impl Guesser {
         &self.guesses
     }
 
-    /// These tokens were drawn in the step.
-    pub(super) fn learn(&mut self, drawn: &[u32]) {
+    /// These tokens were drawn in the step. Says how many guesses they prove right, and what came then.
+    pub(super) fn learn(&mut self, drawn: &[u32]) -> (usize, Then) {
         let tested = self.guesses.len().min(drawn.len());
         let num_right = self.guesses.iter().zip(drawn).take_while(|(guess, token)| guess == token).count();
         let then = if num_right < tested { Then::Wrong } else { Then::Untested };
-        self.records[self.ending].note(num_right, then);
+        let record = match self.speculation {
+            Speculation::Draft => &mut self.drafted,
+            Speculation::Off | Speculation::Ngram => &mut self.records[self.ending],
+        };
+        record.note(num_right, then);
         self.guesses.clear();
+        (num_right, then)
     }
 }
 

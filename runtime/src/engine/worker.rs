@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
+use super::draft::{Drafter, Wish};
 use super::handle::{EngineOptions, EngineStats, GuessPolicy, PrefixCache, Shared};
-use super::payoff::{Offer, StepTimes, choose};
-use super::request::Event;
+use super::payoff::{Costs, Offer, Source, StepTimes, choose};
+use super::request::{Event, Speculation};
 use super::sequence::{EventSender, Outcome, Sequence, Submission};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
@@ -73,11 +74,13 @@ pub(super) struct Worker {
     /// Milliseconds from first step to end, averaged over recent generations.
     service_ms: f64,
     guess_policy: GuessPolicy,
+    drafter: Option<Drafter>,
     /// Of steps without pieces of prompts: with and without [`Numerics::Invariant`], whose kernels are others.
     times: [StepTimes; 2],
     // Reused from step to step.
     offers: Vec<Offer>,
     counts: Vec<usize>,
+    wishes: Vec<Wish>,
     plan: StepPlan,
     batch: StepBatch,
     scratch: Scratch,
@@ -109,6 +112,7 @@ impl Worker {
             stats,
             service_ms: 0.0,
             guess_policy: options.guess_policy,
+            drafter: None,
             times: Default::default(),
             offers: Vec::new(),
             counts: Vec::new(),
@@ -117,7 +121,13 @@ impl Worker {
             scratch: Scratch::default(),
             ended: Vec::new(),
             copies: Vec::new(),
+            wishes: Vec::new(),
         }
+    }
+
+    pub(super) fn with_draft(mut self, drafter: Option<Drafter>) -> Self {
+        self.drafter = drafter;
+        self
     }
 
     /// The thread's whole life.
@@ -236,6 +246,7 @@ impl Worker {
     fn remove_ended(&mut self) {
         while let Some(id) = self.ended.pop() {
             self.state.remove(id);
+            self.drafter.iter_mut().for_each(|drafter| drafter.forget(id));
             if let Some(mut sequence) = self.sequences.0.remove(&id) {
                 self.leave_queue(&sequence);
                 self.enqueue(std::mem::take(&mut sequence.siblings));
@@ -257,6 +268,9 @@ impl Worker {
             return Err(Error::EngineStopped("the scheduler found no work although sequences wait".into()));
         }
         self.stats.preemptions += self.plan.preempted.len() as u64;
+        for drafter in &mut self.drafter {
+            self.plan.preempted.iter().for_each(|&id| drafter.forget(id));
+        }
         self.fill_batch()?;
 
         let start = Instant::now();
@@ -319,9 +333,14 @@ impl Worker {
                 num_right += 1;
             }
             self.state.accept(piece.id, num_right);
-            sequence.guesser.learn(&sequence.tokens[num_known..]);
-            self.stats.guessed_tokens += piece.num_guesses as u64;
-            self.stats.accepted_tokens += num_right as u64;
+            let (num_proved, then) = sequence.guesser.learn(&sequence.tokens[num_known..]);
+            sequence.guessed.add(piece.num_guesses, num_right);
+            if sequence.guesser.speculation() == Speculation::Draft {
+                self.drafter.iter_mut().for_each(|drafter| drafter.learn(num_proved, then));
+                self.stats.draft.add(piece.num_guesses, num_right);
+            } else {
+                self.stats.ngram.add(piece.num_guesses, num_right);
+            }
         }
         // Before anything is freed: both sides of a copy still belong to somebody.
         for copy in self.copies.drain(..) {
@@ -334,7 +353,7 @@ impl Worker {
     /// Asks for guesses, as many as pay, for a step in which every sequence computes its next token. Of others nobody knows
     /// what they would take without.
     fn guess(&mut self) {
-        let (sequences, offers) = (&mut self.sequences.0, &mut self.offers);
+        let (sequences, offers, drafter) = (&mut self.sequences.0, &mut self.offers, &self.drafter);
         let (mut num_rows, mut numerics) = (0, Numerics::Fast);
         offers.clear();
         self.state.guess(|id| {
@@ -343,7 +362,7 @@ impl Worker {
                 if sequence.numerics == Numerics::Invariant {
                     numerics = Numerics::Invariant;
                 }
-                offers.push(sequence.offer());
+                offers.push(sequence.offer(id, drafter.as_ref()));
             }
             0
         });
@@ -351,14 +370,81 @@ impl Worker {
             return;
         }
         match self.guess_policy {
-            GuessPolicy::WherePays => choose(&self.times[times_of(numerics)], num_rows, offers, &mut self.counts),
+            GuessPolicy::WherePays => {
+                let costs =
+                    Costs { steps: &self.times[times_of(numerics)], drafts: drafter.as_ref().map(Drafter::times) };
+                choose(costs, num_rows, offers, &mut self.counts);
+            }
             GuessPolicy::Always => {
                 self.counts.clear();
                 self.counts.extend(offers.iter().map(|offer| offer.most));
             }
         }
+        self.draft();
         let mut counts = self.counts.iter();
         self.state.guess(|_| counts.next().copied().unwrap_or(0));
+    }
+
+    /// Lets the draft model make the guesses that were chosen of it. If it fails, there are none any more.
+    fn draft(&mut self) {
+        let Some(drafter) = &mut self.drafter else { return };
+        self.wishes.clear();
+        let (sequences, wishes) = (&mut self.sequences, &mut self.wishes);
+        let mut chosen = self.offers.iter().zip(&self.counts);
+        self.state.guess(|id| {
+            if let (Some((offer, &count)), Some(sequence)) = (chosen.next(), sequences.0.get_mut(&id))
+                && offer.source != Source::Found
+            {
+                match count {
+                    0 => sequence.guesser.decline_drafts(),
+                    _ => wishes.push((id, count)),
+                }
+            }
+            0
+        });
+        if wishes.is_empty() {
+            drafter.pass();
+            return;
+        }
+        self.executor.rest();
+        let result = catch_unwind(AssertUnwindSafe(|| drafter.guess(wishes, sequences)));
+        let failure = match result {
+            Ok(Ok(())) => {
+                for &(id, _) in &*wishes {
+                    if let Some(sequence) = sequences.0.get_mut(&id) {
+                        sequence.guesser.set_drafts(drafter.guesses(id));
+                    }
+                }
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(payload) => Some(panic_message(payload.as_ref())),
+        };
+        if let Some(failure) = failure {
+            tracing::warn!(model = self.name, failure, "the draft model failed; answers go on without it");
+            self.counts.clear();
+            self.drop_drafter();
+        } else {
+            self.count_drafts();
+        }
+    }
+
+    /// Where the draft model made fewer guesses than were chosen, fewer are computed.
+    fn count_drafts(&mut self) {
+        let (sequences, mut counts) = (&self.sequences.0, self.counts.iter_mut());
+        self.state.guess(|id| {
+            if let (Some(count), Some(sequence)) = (counts.next(), sequences.get(&id)) {
+                *count = (*count).min(sequence.guesser.guesses().len());
+            }
+            0
+        });
+    }
+
+    fn drop_drafter(&mut self) {
+        let drafter = self.drafter.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(drafter))).is_err() {
+            tracing::error!(model = self.name, "the draft model's executor panicked while it was dropped");
+        }
     }
 
     /// Writes the plan's tokens and block tables into the batch.
@@ -395,6 +481,7 @@ impl Worker {
         self.stats.running = self.state.num_running();
         self.stats.free_blocks = self.state.num_free_blocks();
         self.stats.cached_blocks = self.state.num_cached_blocks();
+        self.stats.draft_blocks = self.drafter.as_ref().map_or(0, Drafter::num_blocks);
         *self.shared.stats() = self.stats;
         // When all places are taken, one gets free as often as a generation ends.
         let interval = self.service_ms / self.stats.running.max(1) as f64;
@@ -421,7 +508,9 @@ impl Worker {
         self.stats.running = 0;
         self.stats.free_blocks = self.stats.total_blocks;
         self.stats.cached_blocks = 0;
+        self.stats.draft_blocks = 0;
         *self.shared.stats() = self.stats;
+        self.drop_drafter();
         let executor = self.executor;
         if catch_unwind(AssertUnwindSafe(|| drop(executor))).is_err() {
             tracing::error!(model = self.name, "the executor panicked while it was dropped");

@@ -103,6 +103,9 @@ pub trait Executor: Send {
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when one of them is outside the pool.
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
 
+    /// Other work follows on the same cores: threads that would stay ready for the next step sleep until it comes.
+    fn rest(&mut self) {}
+
     /// Computes the batch and writes its keys and values to the cache.
     ///
     /// # Errors

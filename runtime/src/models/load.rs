@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use crate::config::{ModelConfig, SamplingDefaults};
 use crate::engine::{Engine, EngineOptions, SamplingParams};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executor, KvTypes, kv_bytes_per_token};
+use crate::exec::{ExecOptions, Executor, KvTypes, PrefixReuse, kv_bytes_per_token};
 use crate::kv::BLOCK_TOKENS;
 use crate::loader::ModelFile;
+use crate::models::draft::{DraftOptions, LoadedDraft};
 use crate::models::names;
 use crate::models::registry::Servable;
 use crate::plan::{OutputKind, Plan};
@@ -64,6 +65,8 @@ pub struct LoadOptions {
     pub engine: EngineOptions,
     /// The model's name; `None`: from the path.
     pub name: Option<String>,
+    /// A draft model for it.
+    pub draft: Option<DraftOptions>,
     /// Watches the load. With a watcher the weights are read ahead, so that what it sees is the disk's progress;
     /// without one the pages come in as they are first needed.
     pub progress: Option<ProgressFn>,
@@ -75,6 +78,7 @@ impl std::fmt::Debug for LoadOptions {
             .field("exec", &self.exec)
             .field("engine", &self.engine)
             .field("name", &self.name)
+            .field("draft", &self.draft)
             .finish_non_exhaustive()
     }
 }
@@ -97,6 +101,8 @@ pub struct LoadedModel {
     pub defaults: SamplingParams,
     /// What the KV cache takes once all of it has been used.
     pub kv_bytes: usize,
+    /// The draft model that its engine has beside it.
+    pub draft: Option<LoadedDraft>,
     /// To what its keys and values are rounded.
     pub kv_types: KvTypes,
     /// How long the load took.
@@ -163,18 +169,17 @@ impl Drop for LoadedModel {
 /// # Errors
 /// What is wrong with the file, what in it isn't supported, or what doesn't fit into memory.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
-    load_with(path, options, crate::exec::build)
+    load_with(path, options, &crate::exec::build)
 }
 
-/// [`load`] with another way to build the executor: for tests of what is built on a loaded model.
+/// Builds executors: [`crate::exec::build`] but in tests.
+pub type Build<'a> = dyn Fn(&Plan, &ExecOptions) -> Result<Box<dyn Executor>> + 'a;
+
+/// [`load`] with another way to build the executors, the model's first and then the draft model's: for tests of what is built on a loaded model.
 ///
 /// # Errors
 /// Those of [`load`] and of `build`.
-pub fn load_with(
-    path: &Path,
-    options: &LoadOptions,
-    build: impl FnOnce(&Plan, &ExecOptions) -> Result<Box<dyn Executor>>,
-) -> Result<LoadedModel> {
+pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Result<LoadedModel> {
     let start = Instant::now();
     let name = options.name.clone().unwrap_or_else(|| names::from_path(path));
     let file = ModelFile::open(path)?;
@@ -206,12 +211,22 @@ pub fn load_with(
             plan.max_context
         );
     }
-    let engine = Engine::start(&name, executor, tokenizer.clone(), options.engine)?;
+    let (engine, draft) = match &options.draft {
+        None => (Engine::start(&name, executor, tokenizer.clone(), options.engine)?, None),
+        Some(draft) => {
+            if executor.prefix_reuse() == PrefixReuse::DependsOnLength {
+                tracing::warn!("{name}: its keys depend on the length of the text, so nothing is guessed");
+            }
+            let (draft, loaded) = super::draft::load(draft, &options.exec, &tokenizer, &limits, build)?;
+            let engine = Engine::start_with_draft(&name, executor, draft, tokenizer.clone(), options.engine)?;
+            (engine, Some(loaded))
+        }
+    };
     let defaults = recommended(&config.defaults);
     let path = path.to_path_buf();
     let load_time = start.elapsed();
     let kv_types = options.exec.kv_types;
-    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, kv_bytes, kv_types, load_time })
+    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, kv_bytes, draft, kv_types, load_time })
 }
 
 /// The model's recommendations over the general defaults.

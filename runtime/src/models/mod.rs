@@ -2,6 +2,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
+//! | [`draft`] | a draft model beside a model |
 //! | [`names`] | from a path to a name, and from a wrong name to the nearest right ones |
 //! | [`discover`] | walks the folders where models usually lie: plain, Hugging Face cache, Ollama store |
 //! | [`summary`] | what a file says of itself, for `list` and `inspect`, without an architecture's help |
@@ -9,12 +10,14 @@
 //! | [`registry`] | names to loaded models: loads on first use, each model once |
 
 pub mod discover;
+pub mod draft;
 pub mod load;
 pub mod names;
 pub mod registry;
 pub mod summary;
 
 pub use discover::{Catalog, Discovered, Origin, default_roots};
+pub use draft::{DraftOptions, LoadedDraft};
 pub use load::{LoadOptions, LoadedModel, Progress, Stage, load};
 pub use registry::{Models, Servable};
 pub use summary::Summary;

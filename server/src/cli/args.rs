@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use shimmy_runtime::engine::{EngineOptions, SamplingParams};
+use shimmy_runtime::engine::{EngineOptions, SamplingParams, Speculation};
 use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvSize, KvType, KvTypes};
-use shimmy_runtime::models::{self, Catalog, Discovered, LoadOptions, LoadedModel, default_roots};
+use shimmy_runtime::models::{self, Catalog, Discovered, DraftOptions, LoadOptions, LoadedModel, default_roots};
 
 use super::failure::usage;
 use super::progress::Bar;
@@ -116,6 +116,61 @@ impl ExecArgs {
     }
 }
 
+/// How the next tokens are guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum SpeculateArg {
+    /// Not at all.
+    Off,
+    /// What followed the last tokens when they occurred before.
+    Ngram,
+    /// What the draft model finds likeliest.
+    Draft,
+}
+
+/// Several tokens of an answer in one step.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "How to guess tokens (it changes how fast answers come, not which)")]
+pub(super) struct SpeculateArgs {
+    /// How the next tokens are guessed, where it pays [default: draft with a draft model, else off].
+    #[arg(long, value_enum, value_name = "HOW")]
+    speculate: Option<SpeculateArg>,
+    /// A smaller model with the same vocabulary, which guesses: a path or a name that `shimmy list` shows.
+    #[arg(long, value_name = "MODEL")]
+    draft_model: Option<String>,
+    /// Most tokens that the draft model guesses at a time; fewer where they don't pay [default: 8].
+    #[arg(long, value_name = "N", requires = "draft_model")]
+    draft_tokens: Option<NonZeroUsize>,
+}
+
+impl SpeculateArgs {
+    /// The engine's options with these.
+    ///
+    /// # Errors
+    /// For `--speculate draft` without a draft model.
+    pub(super) fn over(&self, engine: EngineOptions) -> anyhow::Result<EngineOptions> {
+        let speculation = match (self.speculate, &self.draft_model) {
+            (Some(SpeculateArg::Draft), None) => {
+                return Err(usage("--speculate draft needs --draft-model: a smaller model with the same vocabulary"));
+            }
+            (Some(SpeculateArg::Draft) | None, Some(_)) => Speculation::Draft,
+            (Some(SpeculateArg::Ngram), _) => Speculation::Ngram,
+            (Some(SpeculateArg::Off), _) | (None, None) => Speculation::Off,
+        };
+        let draft_tokens = self.draft_tokens.map_or(engine.draft_tokens, NonZeroUsize::get);
+        Ok(EngineOptions { speculation, draft_tokens, ..engine })
+    }
+
+    /// The draft model, if there is to be one.
+    ///
+    /// # Errors
+    /// When it isn't found.
+    pub(super) fn draft(&self, roots: &RootArgs) -> anyhow::Result<Option<DraftOptions>> {
+        let Some(draft) = &self.draft_model else { return Ok(None) };
+        let Discovered { path, name, .. } = find(draft, roots)?;
+        Ok(Some(DraftOptions { path, name }))
+    }
+}
+
 /// How to draw tokens. What isn't given comes from the model, else from the defaults.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "How to draw tokens (default: what the model recommends)")]
@@ -188,14 +243,16 @@ pub(super) fn find(model: &str, roots: &RootArgs) -> anyhow::Result<Discovered> 
 ///
 /// # Errors
 /// What is wrong with the file, or what doesn't fit.
-pub(super) fn load(found: &Discovered, exec: &ExecArgs) -> anyhow::Result<Arc<LoadedModel>> {
+pub(super) fn load(
+    found: &Discovered,
+    exec: &ExecArgs,
+    speculate: &SpeculateArgs,
+    roots: &RootArgs,
+) -> anyhow::Result<Arc<LoadedModel>> {
+    let (engine, draft) = (speculate.over(EngineOptions::default())?, speculate.draft(roots)?);
     let bar = Bar::new(found.bytes);
-    let options = LoadOptions {
-        exec: exec.options(),
-        engine: EngineOptions::default(),
-        name: Some(found.name.clone()),
-        progress: bar.watcher(),
-    };
+    let options =
+        LoadOptions { exec: exec.options(), engine, name: Some(found.name.clone()), draft, progress: bar.watcher() };
     Ok(Arc::new(models::load(&found.path, &options)?))
 }
 

@@ -263,7 +263,7 @@ impl OwnServer {
         let exec = exec.options();
         let models = Models::new(vec![found.clone()], vec![], move |model| {
             let (name, engine) = (Some(model.name.clone()), EngineOptions::default());
-            models::load(&model.path, &LoadOptions { exec: exec.clone(), engine, name, progress: None })
+            models::load(&model.path, &LoadOptions { exec: exec.clone(), engine, name, ..LoadOptions::default() })
         });
         let state = web::Data::new(AppState::new(models, Limits::default()));
         state.models.get(&found.name)?;

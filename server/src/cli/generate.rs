@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 use shimmy_runtime::engine::{Event, GenerateRequest};
 use shimmy_runtime::models::LoadedModel;
 
-use super::args::{ExecArgs, RootArgs, SamplingArgs, find, load};
+use super::args::{ExecArgs, RootArgs, SamplingArgs, SpeculateArgs, find, load};
 use super::failure::usage;
 use super::interrupt::Interrupt;
 use super::{Context, output};
@@ -32,6 +32,8 @@ pub(super) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    speculate: SpeculateArgs,
+    #[command(flatten)]
     exec: ExecArgs,
     #[command(flatten)]
     roots: RootArgs,
@@ -51,7 +53,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     if prompt.is_empty() {
         return Err(usage("the prompt is empty"));
     }
-    let model = load(&found, &args.exec)?;
+    let model = load(&found, &args.exec, &args.speculate, &args.roots)?;
     let prompt = if args.raw { model.encode_text(&prompt)? } else { chat_prompt(&model, args.system, &prompt)? };
     let request = GenerateRequest {
         max_tokens: args.sampling.max_tokens.map(Into::into),

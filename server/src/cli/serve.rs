@@ -11,7 +11,7 @@ use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::models::{self, Discovered, LoadOptions, Models};
 use tokio::sync::Notify;
 
-use super::args::{ExecArgs, RootArgs, find};
+use super::args::{ExecArgs, RootArgs, SpeculateArgs, find};
 use super::failure::usage;
 use super::output;
 use super::progress::Bar;
@@ -42,9 +42,6 @@ pub(super) struct Args {
     /// Compute every prompt from its start, whatever of it was computed before.
     #[arg(long)]
     no_prefix_cache: bool,
-    /// Try several tokens of an answer in one step, where its text repeats itself or the prompt.
-    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
-    speculate: SpeculateArg,
     /// Answers to requests with a seed don't depend on what else is computed, to the last bit. Slower for few
     /// answers at once.
     #[arg(long)]
@@ -56,19 +53,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().stall.as_secs())]
     stall_seconds: u64,
     #[command(flatten)]
+    speculate: SpeculateArgs,
+    #[command(flatten)]
     exec: ExecArgs,
     #[command(flatten)]
     roots: RootArgs,
-}
-
-/// How the next tokens are guessed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum SpeculateArg {
-    /// Not at all.
-    #[default]
-    Off,
-    /// What followed the last tokens when they occurred before.
-    Ngram,
 }
 
 /// Runs the command.
@@ -81,7 +70,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let pinned = args.model.as_deref().map(|model| find(model, &args.roots)).transpose()?;
     let listener = address.listen()?;
     let limits = Limits { stall: Duration::from_secs(args.stall_seconds), ..Limits::default() };
-    let state = web::Data::new(AppState::new(models(&args, pinned.clone()), limits));
+    let state = web::Data::new(AppState::new(models(&args, pinned.clone())?, limits));
     let bound = listener.local_addr()?;
     if !bound.ip().is_loopback() {
         tracing::warn!("{bound} can be reached from other machines, and this server asks nobody for a key");
@@ -110,19 +99,27 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn models(args: &Args, pinned: Option<Discovered>) -> Models {
+fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
     let exec = args.exec.options();
     let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On };
-    let speculation = match args.speculate {
-        SpeculateArg::Off => Speculation::Off,
-        SpeculateArg::Ngram => Speculation::Ngram,
-    };
     let numerics = if args.deterministic { Numerics::Invariant } else { Numerics::Fast };
-    let engine = EngineOptions { queue: args.queue, prefix_cache, numerics, speculation, ..EngineOptions::default() };
-    Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
+    let plain = EngineOptions { queue: args.queue, prefix_cache, numerics, ..EngineOptions::default() };
+    let engine = args.speculate.over(plain)?;
+    let draft = args.speculate.draft(&args.roots)?;
+    if draft.is_some() && pinned.is_none() {
+        return Err(usage("--draft-model needs --model: it guesses for that one"));
+    }
+    let drafted = pinned.as_ref().map(|model| model.path.clone());
+    Ok(Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
         let bar = Bar::new(model.bytes);
-        let options =
-            LoadOptions { exec: exec.clone(), engine, name: Some(model.name.clone()), progress: bar.watcher() };
+        // The draft model has the vocabulary of the model that was named with it; others do without.
+        let draft = draft.clone().filter(|_| drafted.as_ref() == Some(&model.path));
+        let engine = match (engine.speculation, &draft) {
+            (Speculation::Draft, None) => EngineOptions { speculation: Speculation::Off, ..engine },
+            _ => engine,
+        };
+        let (exec, name) = (exec.clone(), Some(model.name.clone()));
+        let options = LoadOptions { exec, engine, name, draft, progress: bar.watcher() };
         let loaded = models::load(&model.path, &options)?;
         let held = loaded.engine.limits().num_kv_blocks * BLOCK_TOKENS;
         eprintln!(
@@ -132,8 +129,12 @@ fn models(args: &Args, pinned: Option<Discovered>) -> Models {
             loaded.kv_types,
             ByteSize(loaded.kv_bytes as u64),
         );
+        if let Some(draft) = &loaded.draft {
+            let (name, held, bytes) = (&draft.name, draft.kv_tokens, ByteSize(draft.kv_bytes as u64));
+            eprintln!("{}: draft model {name}; its KV cache {held} tokens, up to {bytes}", loaded.name);
+        }
         Ok(loaded)
-    })
+    }))
 }
 
 type LoadFailure = Arc<std::sync::Mutex<Option<anyhow::Error>>>;

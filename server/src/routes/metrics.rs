@@ -107,6 +107,7 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
         ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use; 1 is all.", used),
         ("vllm:gpu_cache_usage_perc", "The older name of kv_cache_usage_perc, whatever the device.", used),
         ("shimmy_kv_blocks", "KV blocks.", total_blocks as f64),
+        ("shimmy_draft_blocks", "KV blocks of the draft model in use.", stats.draft_blocks as f64),
         ("shimmy_cached_blocks", "KV blocks that nobody uses and that hold a prefix.", stats.cached_blocks as f64),
     ] {
         families.gauge(name, help, &labels, value);
@@ -129,12 +130,6 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
             stats.prefix_queries,
         ),
         ("vllm:prefix_cache_hits_total", "Prompt tokens that were found there.", stats.prefix_hits),
-        (
-            "vllm:spec_decode_num_draft_tokens_total",
-            "Guessed tokens that were computed with the one before them.",
-            stats.guessed_tokens,
-        ),
-        ("vllm:spec_decode_num_accepted_tokens_total", "Guesses that were right.", stats.accepted_tokens),
         ("shimmy_steps_total", "Steps of the engine.", stats.steps),
         ("shimmy_requests_cancelled_total", "Generations whose client went away.", stats.cancelled),
         ("shimmy_requests_failed_total", "Generations that failed.", stats.failed),
@@ -145,6 +140,15 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
         ),
     ] {
         families.counter(name, help, &labels, value);
+    }
+    for (method, guesses) in [("ngram", stats.ngram), ("draft", stats.draft)] {
+        let labels = [labels[0], ("method", method)];
+        let name = |what: &str| format!("vllm:spec_decode_num_{what}_total");
+        let help = "Steps of a generation with guesses.";
+        families.counter(&name("drafts"), help, &labels, guesses.steps);
+        let help = "Guessed tokens that were computed with the one before them.";
+        families.counter(&name("draft_tokens"), help, &labels, guesses.computed);
+        families.counter(&name("accepted_tokens"), "Guesses that were right.", &labels, guesses.accepted);
     }
     let endings = [
         ("stop", metrics.finished(FinishReason::Stop)),

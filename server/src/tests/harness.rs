@@ -12,8 +12,10 @@ use actix_web::web;
 use serde_json::{Map, Value, json};
 use shimmy_runtime::engine::testing::TestExecutor;
 use shimmy_runtime::engine::{EngineOptions, EngineStats};
+use shimmy_runtime::exec::{ExecOptions, Executor};
 use shimmy_runtime::models::load::load_with;
 use shimmy_runtime::models::{Discovered, LoadOptions, LoadedModel, Models};
+use shimmy_runtime::plan::Plan;
 use shimmy_runtime::text::{AddSpecial, ParseSpecial, Tokenizer};
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -203,7 +205,11 @@ impl TestServer {
         let models = Models::new(vec![Discovered::at(&path).unwrap()], vec![], move |model| {
             let executor = executors.lock().unwrap().next().expect("the model isn't loaded more often");
             let options = LoadOptions { engine, name: Some(model.name.clone()), ..LoadOptions::default() };
-            load_with(&model.path, &options, |_, _| Ok(Box::new(executor)))
+            let executor = Mutex::new(Some(executor));
+            let build = |_: &Plan, _: &ExecOptions| -> shimmy_runtime::Result<Box<dyn Executor>> {
+                Ok(Box::new(executor.lock().unwrap().take().expect("there is no draft model")))
+            };
+            load_with(&model.path, &options, &build)
         });
         let state = web::Data::new(AppState::new(models, Limits { max_body_bytes: MAX_BODY, stall: STALL }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

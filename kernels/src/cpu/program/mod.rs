@@ -197,6 +197,11 @@ impl Program {
         Ok(())
     }
 
+    /// Lets the workers sleep until the next step: see [`Team::rest`](super::team::Team::rest).
+    pub fn rest(&self) {
+        self.team.rest();
+    }
+
     /// Workers.
     pub fn num_workers(&self) -> usize {
         self.team.num_workers()

@@ -89,7 +89,7 @@ fn it_spells_a_text_and_ends() {
     let completion_tokens = "Hello, wörld 🌍!".len() + 1;
     assert_eq!(
         answer.usage,
-        Usage { prompt_tokens: 2, cached_tokens: 0, cache_miss: Some(PrefixMiss::Disabled), completion_tokens }
+        Usage { prompt_tokens: 2, cache_miss: Some(PrefixMiss::Disabled), completion_tokens, ..Usage::default() }
     );
     assert!(answer.timings.queue_ms >= 0.0 && answer.timings.predicted_ms > 0.0);
     assert_all_free(&engine);

@@ -225,9 +225,9 @@ fn guesses_save_steps_and_change_nothing() {
     let (guessed, num_tokens, stats) = run(Some(Speculation::Ngram));
     assert_eq!(plain, guessed);
     assert_eq!(num_tokens, 300, "guesses don't go beyond the budget");
-    assert_eq!((plain_stats.guessed_tokens, plain_stats.steps), (0, 300));
-    assert_eq!(stats.steps + stats.accepted_tokens, 300);
-    assert!(stats.steps < 150 && stats.guessed_tokens > stats.accepted_tokens, "{stats:?}");
+    assert_eq!((plain_stats.ngram.computed, plain_stats.steps), (0, 300));
+    assert_eq!(stats.steps + stats.ngram.accepted, 300);
+    assert!(stats.steps < 150 && stats.ngram.computed > stats.ngram.accepted, "{stats:?}");
 }
 
 /// Two likely tokens after each one, so that endings recur and guesses are right half of the time.
@@ -256,5 +256,5 @@ fn drawn_answers_are_the_same_with_guesses() {
     };
     let ((plain, _), (guessed, stats)) = (run(Speculation::Off), run(Speculation::Ngram));
     assert_eq!(plain, guessed);
-    assert!(0 < stats.accepted_tokens && stats.accepted_tokens < stats.guessed_tokens, "{stats:?}");
+    assert!(0 < stats.ngram.accepted && stats.ngram.accepted < stats.ngram.computed, "{stats:?}");
 }

@@ -170,6 +170,10 @@ impl Executor for CpuExecutor {
         self.program.copy_block(from, to).map_err(|error| Error::EngineStopped(error.to_string()))
     }
 
+    fn rest(&mut self) {
+        self.program.rest();
+    }
+
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         batch.validate(&self.limits, self.vocab_size)?;
         let (num_rows, width) = (batch.num_outputs(), self.width);

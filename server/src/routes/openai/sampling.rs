@@ -179,8 +179,10 @@ fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, ApiError> {
         None => Ok(None),
         Some("off") => Ok(Some(Speculation::Off)),
         Some("ngram") => Ok(Some(Speculation::Ngram)),
+        Some("draft") => Ok(Some(Speculation::Draft)),
         Some(other) => {
-            Err(ApiError::param("speculate", format!("`speculate` must be \"off\" or \"ngram\", got \"{other}\"")))
+            let message = format!("`speculate` must be \"off\", \"ngram\" or \"draft\", got \"{other}\"");
+            Err(ApiError::param("speculate", message))
         }
     }
 }
@@ -357,7 +359,7 @@ mod tests {
             (json!({"deadline_ms": 0}), "deadline_ms"),
             (json!({"deadline_ms": -5}), "deadline_ms"),
             (json!({"priority": 1.5}), "priority"),
-            (json!({"speculate": "draft"}), "speculate"),
+            (json!({"speculate": "drafts"}), "speculate"),
         ] {
             let error = take(value.clone()).expect_err(&value.to_string());
             assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{value}");

@@ -56,12 +56,18 @@ pub struct Timings {
     predicted_n: usize,
     predicted_ms: f64,
     predicted_per_second: Option<f64>,
+    /// Guesses computed, and those of them that stood: where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_accepted: Option<usize>,
 }
 
 impl Timings {
     /// From the engine's clocks. The first token comes with the prompt, so the rate of prediction counts the others.
     pub fn new(timings: &engine::Timings, usage: &engine::Usage) -> Self {
         let rate = |tokens: usize, ms: f64| (tokens > 0 && ms > 0.0).then(|| tokens as f64 * 1e3 / ms);
+        let guessed = usage.guessed_tokens > 0;
         let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         Self {
             queue_ms: timings.queue_ms,
@@ -73,6 +79,8 @@ impl Timings {
             predicted_n: usage.completion_tokens,
             predicted_ms: timings.predicted_ms,
             predicted_per_second: rate(usage.completion_tokens.saturating_sub(1), timings.predicted_ms),
+            draft_n: guessed.then_some(usage.guessed_tokens),
+            draft_n_accepted: guessed.then_some(usage.accepted_tokens),
         }
     }
 
@@ -216,7 +224,9 @@ pub struct Totals {
 impl Totals {
     /// Adds an answer.
     pub fn add(&mut self, index: usize, done: &Done) {
-        let completion_tokens = self.usage.completion_tokens + done.usage.completion_tokens;
+        let sum = |count: fn(&engine::Usage) -> usize| count(&self.usage) + count(&done.usage);
+        let completion_tokens = sum(|usage| usage.completion_tokens);
+        let (guessed_tokens, accepted_tokens) = (sum(|usage| usage.guessed_tokens), sum(|usage| usage.accepted_tokens));
         let predicted_ms = self.timings.predicted_ms.max(done.timings.predicted_ms);
         if self.num_answers == 0 {
             (self.usage, self.timings) = (done.usage, done.timings);
@@ -224,7 +234,7 @@ impl Totals {
         if index == 0 {
             self.seed = done.seed;
         }
-        self.usage.completion_tokens = completion_tokens;
+        self.usage = engine::Usage { completion_tokens, guessed_tokens, accepted_tokens, ..self.usage };
         self.timings.predicted_ms = predicted_ms;
         self.num_answers += 1;
     }
@@ -290,7 +300,8 @@ mod tests {
 
     #[test]
     fn rates_count_what_was_computed() {
-        let usage = engine::Usage { prompt_tokens: 110, cached_tokens: 10, cache_miss: None, completion_tokens: 11 };
+        let usage =
+            engine::Usage { prompt_tokens: 110, cached_tokens: 10, completion_tokens: 11, ..Default::default() };
         let timings = engine::Timings { queue_ms: 1.0, prompt_ms: 50.0, predicted_ms: 100.0 };
         let timings = Timings::new(&timings, &usage);
         assert_eq!((timings.prompt_n, timings.prompt_per_second()), (100, Some(2000.0)));
@@ -303,7 +314,7 @@ mod tests {
     fn several_answers_count_their_prompt_once() {
         let done = |completion_tokens, predicted_ms, seed| Done {
             reason: FinishReason::Stop,
-            usage: engine::Usage { prompt_tokens: 50, cached_tokens: 32, cache_miss: None, completion_tokens },
+            usage: engine::Usage { prompt_tokens: 50, cached_tokens: 32, completion_tokens, ..Default::default() },
             timings: engine::Timings { queue_ms: 1.0, prompt_ms: 2.0, predicted_ms },
             seed,
         };
