@@ -600,7 +600,7 @@ mod tests {
         let count = AtomicUsize::new(0);
         for _ in 0..50 {
             team.rest();
-            team.run(&|_| drop(count.fetch_add(1, Ordering::Relaxed))).unwrap();
+            team.run(&|_| _ = count.fetch_add(1, Ordering::Relaxed)).unwrap();
         }
         assert_eq!(count.into_inner(), 150);
     }

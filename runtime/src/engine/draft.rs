@@ -291,3 +291,115 @@ fn likeliest(row: &[f32]) -> u32 {
     }
     best.0 as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::testing::TestExecutor;
+    use crate::kv::BLOCK_TOKENS;
+
+    const SIZE: usize = 50;
+
+    /// The token after a text, of all its tokens.
+    fn next(tokens: &[u32]) -> u32 {
+        tokens.iter().fold(7, |sum, token| (sum * 31 + token) % 1009) % SIZE as u32
+    }
+
+    #[derive(Default)]
+    struct Texts(BTreeMap<SeqId, Vec<u32>>);
+
+    impl TokenSource for Texts {
+        fn tokens(&self, id: SeqId) -> &[u32] {
+            self.0.get(&id).map_or(&[], Vec::as_slice)
+        }
+    }
+
+    fn drafter(limits: Limits) -> Drafter {
+        let executor = Box::new(TestExecutor::continuing(next, SIZE, limits));
+        Drafter::new(DraftExecutor { executor, vocab_size: SIZE }, SIZE, 6)
+    }
+
+    #[test]
+    fn long_prompts_take_several_steps_and_the_next_finds_them() {
+        let limits = Limits { max_step_tokens: 40, ..TestExecutor::LIMITS };
+        let mut drafter = drafter(limits);
+        let mut texts = Texts::default();
+        let prompt: Vec<u32> = (0..100).map(|i| i % 47).collect();
+        texts.0.insert(SeqId(1), prompt.clone());
+        for expected in [0, 0, 3] {
+            drafter.guess(&[(SeqId(1), 3)], &texts).unwrap();
+            assert_eq!(drafter.guesses(SeqId(1)).len(), expected);
+        }
+        let mut text = prompt.clone();
+        for _ in 0..3 {
+            text.push(next(&text));
+        }
+        assert_eq!(drafter.guesses(SeqId(1)), &text[100..]);
+        assert!(drafter.entry_seconds(SeqId(2), 100, 10) > drafter.entry_seconds(SeqId(2), 100, 20));
+        assert_eq!(drafter.entry_seconds(SeqId(1), 103, 10), 0.0);
+        // A second one with the same prompt goes on from its blocks.
+        texts.0.insert(SeqId(2), prompt);
+        drafter.guess(&[(SeqId(2), 1)], &texts).unwrap();
+        assert_eq!(drafter.guesses(SeqId(2)), &text[100..101]);
+        assert_eq!(drafter.num_blocks(), 5, "three of them are shared");
+        drafter.check().unwrap();
+    }
+
+    #[test]
+    fn it_says_how_far_its_context_reaches() {
+        let drafter = drafter(Limits { max_context: 50, ..TestExecutor::LIMITS });
+        assert_eq!([10, 44, 46, 50, 51, 90].map(|len| drafter.most(len)), [6, 6, 5, 1, 0, 0]);
+    }
+
+    proptest! {
+        /// Sequences grow by what was guessed and by what was not, come and go, and want guesses or none: each guess is
+        /// what the model says of the whole text, and no block is lost.
+        #[test]
+        fn guesses_follow_the_texts(trace in proptest::collection::vec((0u64..5, 0usize..7, 0usize..8, 0u32..40), 1..80)) {
+            let limits = Limits { max_step_tokens: 48, num_kv_blocks: 9, max_context: 90, ..TestExecutor::LIMITS };
+            let mut drafter = drafter(limits);
+            let mut texts = Texts::default();
+            let (mut fresh, mut alive) = (0, BTreeMap::new());
+            for (slot, most, right, token) in trace {
+                let id = *alive.entry(slot).or_insert_with(|| {
+                    fresh += 1;
+                    texts.0.insert(SeqId(fresh), (0..=token).map(|i| (i * i + slot as u32) % 40).collect());
+                    SeqId(fresh)
+                });
+                if token == 0 {
+                    drafter.forget(id);
+                    texts.0.remove(&id);
+                    alive.remove(&slot);
+                    continue;
+                }
+                // The one that the step is about, and another one.
+                let wish = |id: SeqId, most: usize| (id, most.min(drafter.most(texts.tokens(id).len())));
+                let mut wishes = vec![wish(id, most)];
+                wishes.extend(alive.values().find(|&&other| other != id).map(|&other| wish(other, 2)));
+                wishes.retain(|&(_, most)| most > 0);
+                drafter.guess(&wishes, &texts).unwrap();
+                for &(id, most) in &wishes {
+                    let mut text = texts.tokens(id).to_vec();
+                    prop_assert!(drafter.guesses(id).len() <= most);
+                    for &guess in drafter.guesses(id) {
+                        prop_assert_eq!(guess, next(&text));
+                        text.push(guess);
+                    }
+                }
+                let stood = drafter.guesses(id).iter().take(right).copied().collect::<Vec<_>>();
+                let text = texts.0.get_mut(&id).unwrap();
+                text.extend(stood);
+                text.push(token);
+                prop_assert_eq!(drafter.check(), Ok(()));
+            }
+            alive.values().for_each(|&id| drafter.forget(id));
+            prop_assert_eq!(drafter.num_blocks(), 0);
+            prop_assert_eq!(drafter.check(), Ok(()));
+            prop_assert!(BLOCK_TOKENS * 9 > 90);
+        }
+    }
+}

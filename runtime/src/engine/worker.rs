@@ -246,7 +246,9 @@ impl Worker {
     fn remove_ended(&mut self) {
         while let Some(id) = self.ended.pop() {
             self.state.remove(id);
-            self.drafter.iter_mut().for_each(|drafter| drafter.forget(id));
+            if let Some(drafter) = &mut self.drafter {
+                drafter.forget(id);
+            }
             if let Some(mut sequence) = self.sequences.0.remove(&id) {
                 self.leave_queue(&sequence);
                 self.enqueue(std::mem::take(&mut sequence.siblings));
@@ -268,7 +270,7 @@ impl Worker {
             return Err(Error::EngineStopped("the scheduler found no work although sequences wait".into()));
         }
         self.stats.preemptions += self.plan.preempted.len() as u64;
-        for drafter in &mut self.drafter {
+        if let Some(drafter) = &mut self.drafter {
             self.plan.preempted.iter().for_each(|&id| drafter.forget(id));
         }
         self.fill_batch()?;
@@ -336,7 +338,9 @@ impl Worker {
             let (num_proved, then) = sequence.guesser.learn(&sequence.tokens[num_known..]);
             sequence.guessed.add(piece.num_guesses, num_right);
             if sequence.guesser.speculation() == Speculation::Draft {
-                self.drafter.iter_mut().for_each(|drafter| drafter.learn(num_proved, then));
+                if let Some(drafter) = &mut self.drafter {
+                    drafter.learn(num_proved, then);
+                }
                 self.stats.draft.add(piece.num_guesses, num_right);
             } else {
                 self.stats.ngram.add(piece.num_guesses, num_right);

@@ -1,6 +1,7 @@
 //! Engine tests on executors without a model: one generation and many, their ends, and those of the engine. What
 //! generations share is in `sharing`.
 
+mod drafting;
 mod sharing;
 
 use std::sync::atomic::{AtomicU64, Ordering};
