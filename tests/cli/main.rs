@@ -14,6 +14,7 @@ mod support;
 
 mod binary;
 mod commands;
+mod drafting;
 mod models;
 mod openai_client;
 mod readme;

@@ -34,7 +34,7 @@ fn request(prompt: Vec<u32>, seed: u64, numerics: Numerics) -> GenerateRequest {
 }
 
 /// Tokens and the bits of their log-probabilities.
-fn bits(answer: &Answer) -> Vec<(u32, u32)> {
+pub(crate) fn bits(answer: &Answer) -> Vec<(u32, u32)> {
     answer.logprobs.iter().map(|(token, _)| (token.id, token.logprob.to_bits())).collect()
 }
 

@@ -10,6 +10,7 @@
 )]
 
 mod deterministic;
+mod drafting;
 mod kv;
 mod models;
 mod prefix;

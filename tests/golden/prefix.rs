@@ -68,7 +68,7 @@ fn request(prompt: &[u32]) -> GenerateRequest {
 }
 
 /// Compares two answers token by token, up to a place where the first was undecided. Says what differs.
-fn differs(expected: &Answer, got: &Answer) -> Option<String> {
+pub(crate) fn differs(expected: &Answer, got: &Answer) -> Option<String> {
     for (index, ((token, top), (other, _))) in expected.logprobs.iter().zip(&got.logprobs).enumerate() {
         if token.id != other.id {
             let margin = top[0].logprob - top[1].logprob;

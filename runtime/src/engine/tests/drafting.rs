@@ -225,6 +225,22 @@ fn a_dropped_generation_frees_the_drafts_blocks_within_one_step() {
     assert_nothing_left(&engine);
 }
 
+#[test]
+fn an_engine_that_ends_lets_go_of_its_draft() {
+    let held = Arc::new(());
+    let hold = Arc::clone(&held);
+    let draft = hashing().with_hook(move |_, _| {
+        assert!(Arc::strong_count(&hold) > 1);
+        Ok(())
+    });
+    let engine = start_drafting(hashing(), draft);
+    engine.generate_blocking(long(&prompt(8, 10), 10)).unwrap();
+    assert_eq!(Arc::strong_count(&held), 2);
+    engine.shutdown();
+    assert!(engine.wait_stopped(Duration::from_secs(20)));
+    assert_eq!(Arc::strong_count(&held), 1);
+}
+
 /// Too few blocks for all, and clients that leave: preempted generations are followed again.
 #[test]
 fn a_crowd_that_is_preempted_and_leaves_finds_the_same_answers() {
