@@ -322,6 +322,8 @@ impl Worker {
             let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
             // A guess stands if it is what the sampler draws after the tokens before it.
             let (mut num_right, num_known) = (0, sequence.tokens.len());
+            // The last event of the generation, which one of its tokens may be, tells of them.
+            sequence.guessed.add(piece.num_guesses, 0);
             loop {
                 if !goes_on(sequence, first_row + num_right) {
                     self.ended.push(piece.id);
@@ -333,10 +335,10 @@ impl Worker {
                     break;
                 }
                 num_right += 1;
+                sequence.guessed.accepted += 1;
             }
             self.state.accept(piece.id, num_right);
             let (num_proved, then) = sequence.guesser.learn(&sequence.tokens[num_known..]);
-            sequence.guessed.add(piece.num_guesses, num_right);
             if sequence.guesser.speculation() == Speculation::Draft {
                 if let Some(drafter) = &mut self.drafter {
                     drafter.learn(num_proved, then);

@@ -6,9 +6,10 @@ use super::*;
 
 const SIZE: usize = ByteVocabulary::SIZE;
 
-/// Guesses that don't depend on the clock.
+/// Guesses that don't depend on the clock, in the rows that eight running generations leave.
 fn options(speculation: Speculation) -> EngineOptions {
-    EngineOptions { speculation, guess_policy: GuessPolicy::Always, draft_tokens: 5, ..EngineOptions::default() }
+    let guess_policy = GuessPolicy::Always;
+    EngineOptions { speculation, guess_policy, draft_tokens: 5, max_running: 8, ..EngineOptions::default() }
 }
 
 fn start_drafting(executor: impl Executor + 'static, draft: impl Executor + 'static) -> Engine {
@@ -61,7 +62,7 @@ fn a_draft_that_is_always_right_gives_six_tokens_a_step() {
     let stats = engine.stats();
     let Guesses { steps, computed, accepted } = stats.draft;
     assert_eq!((computed, accepted), (accepted, 100 - stats.steps + 1));
-    assert!(steps <= 17 && stats.ngram == Guesses::default(), "{stats:?}");
+    assert!(accepted > 75 && steps <= 17 && stats.ngram == Guesses::default(), "{stats:?}");
     assert_eq!((answer.usage.guessed_tokens as u64, answer.usage.accepted_tokens as u64), (computed, accepted));
 }
 
@@ -90,11 +91,7 @@ fn a_draft_that_is_right_half_of_the_time_helps_by_half() {
 fn drawn_answers_are_those_without_a_draft() {
     let run = |speculation: Speculation, draft: TestExecutor| {
         let limits = Limits { max_step_tokens: 40, ..LIMITS };
-        let engine = start_drafting_with(
-            TestExecutor::hashing(limits, SIZE),
-            draft,
-            EngineOptions { max_running: 8, ..options(speculation) },
-        );
+        let engine = start_drafting_with(TestExecutor::hashing(limits, SIZE), draft, options(speculation));
         let with = |seed: u32, prompt: &[u32], numerics| {
             let sampling = SamplingParams {
                 seed: Some(u64::from(seed)),

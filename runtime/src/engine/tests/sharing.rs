@@ -22,6 +22,7 @@ fn a_growing_chat_reuses_all_but_its_new_turn() {
     }
     // 109 tokens are computed in the first turn, 154 in the second: the answers' too.
     assert_eq!(cached, [(0, Some(PrefixMiss::NoMatch)), (96, None), (128, None)]);
+    assert_all_free(&engine);
     let stats = engine.stats();
     assert_eq!((stats.prefix_queries, stats.prefix_hits), (70 + 115 + 160, 96 + 128));
     assert!(stats.cached_blocks > 0 && stats.free_blocks == stats.total_blocks);
