@@ -7,7 +7,7 @@ use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
     Answer, DraftExecutor, Engine, EngineOptions, GenerateRequest, GuessPolicy, Numerics, SamplingParams, Speculation,
 };
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
 
@@ -23,16 +23,18 @@ fn start(plan: &Plan, backend: Backend, speculation: Speculation) -> Engine {
         threads: Some(2),
         max_context: Some(256),
         kv_size: KvSize::Tokens(1024),
+        window_kv: WindowKv::Last,
         max_step_tokens: 30,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),
     };
-    let build = || exec::build(plan, &options).unwrap();
-    let draft = DraftExecutor { executor: build(), vocab_size: plan.vocab_size };
+    let draft = ExecOptions { window_kv: WindowKv::All, ..options.clone() };
+    let [executor, draft] = [&options, &draft].map(|options| exec::build(plan, options).unwrap());
+    let draft = DraftExecutor { executor: draft, vocab_size: plan.vocab_size };
     // Whether it pays would depend on the clock. Guesses get the rows that running sequences leave.
     let guess_policy = GuessPolicy::Always;
     let options = EngineOptions { speculation, guess_policy, max_running: 8, ..EngineOptions::default() };
-    Engine::start_with_draft("golden", build(), draft, Arc::new(Ids(plan.vocab_size)), options).unwrap()
+    Engine::start_with_draft("golden", executor, draft, Arc::new(Ids(plan.vocab_size)), options).unwrap()
 }
 
 fn request(prompt: &[u32], temperature: f32) -> GenerateRequest {

@@ -1,6 +1,6 @@
 //! What each type of the KV cache costs in accuracy, on a real model, and that both executors store the same.
 
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, KvTypes};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, KvTypes, WindowKv};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::measure::divergence;
 use shimmy_runtime::plan::OutputKind;
@@ -19,6 +19,7 @@ fn every_type_of_the_cache_stays_within_its_error() {
             threads: Some(2),
             max_context: Some(tokens.len()),
             kv_size: KvSize::Tokens(tokens.len()),
+            window_kv: WindowKv::All,
             max_step_tokens: 64,
             activations: Activations::F32,
             kv_types,

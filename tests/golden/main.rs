@@ -18,3 +18,4 @@ mod prefix;
 mod support;
 mod templates;
 mod vocab;
+mod window;

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, OutputRows, StepBatch};
+use shimmy_runtime::exec::{
+    self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, OutputRows, StepBatch, WindowKv,
+};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
@@ -27,6 +29,7 @@ fn executors() -> Vec<(&'static str, ExecOptions)> {
         threads: Some(2),
         max_context: Some(KV_TOKENS),
         kv_size: KvSize::Tokens(KV_TOKENS),
+        window_kv: WindowKv::All,
         max_step_tokens: 256,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),

@@ -10,7 +10,7 @@ use shimmy_runtime::engine::{
     Answer, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, PrefixMiss, SamplingParams, Speculation,
     Vocabulary,
 };
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
 
@@ -38,12 +38,19 @@ impl Vocabulary for Ids {
     }
 }
 
-fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_tokens: usize) -> Engine {
+fn start(
+    plan: &Plan,
+    backend: Backend,
+    prefix_cache: PrefixCache,
+    window_kv: WindowKv,
+    max_step_tokens: usize,
+) -> Engine {
     let options = ExecOptions {
         backend,
         threads: Some(2),
         max_context: Some(256),
         kv_size: KvSize::Tokens(1024),
+        window_kv,
         max_step_tokens,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),
@@ -57,7 +64,7 @@ fn start(plan: &Plan, backend: Backend, prefix_cache: PrefixCache, max_step_toke
     Engine::start("golden", executor, Arc::new(Ids(plan.vocab_size)), options).unwrap()
 }
 
-fn request(prompt: &[u32]) -> GenerateRequest {
+pub(super) fn request(prompt: &[u32]) -> GenerateRequest {
     GenerateRequest {
         max_tokens: Some(NUM_TOKENS),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -89,12 +96,12 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
     let mut prompts: Vec<&[u32]> = [1, 31, 32, 33, 50, 64, 65, text.len()].iter().map(|&len| &text[..len]).collect();
     prompts.push(&other[..90]);
 
-    let alone = start(plan, backend, PrefixCache::Off, 256);
+    let alone = start(plan, backend, PrefixCache::Off, WindowKv::All, 256);
     let expected: Vec<Answer> =
         prompts.iter().map(|prompt| alone.generate_blocking(request(prompt)).unwrap()).collect();
     let reuse = PrefixReuse::of(plan);
     for max_step_tokens in [7, 40] {
-        let engine = start(plan, backend, PrefixCache::On, max_step_tokens);
+        let engine = start(plan, backend, PrefixCache::On, WindowKv::Last, max_step_tokens);
         // The first round finds what the others of it have left by then, the second what the first has left.
         for round in 0..2 {
             let generations: Vec<_> = prompts.iter().map(|prompt| engine.submit(request(prompt)).unwrap()).collect();

@@ -17,6 +17,9 @@ use super::simd::{LANES, Lanes};
 /// Tokens in a block of the cache.
 pub const KV_BLOCK: usize = 32;
 
+/// Instead of a block id: nobody sees these positions any more, and nothing may be read there.
+pub const NO_BLOCK: u32 = u32::MAX;
+
 /// Queries that one tile takes at most: a multiple of every [`Lanes::QUERIES`], enough that widening a block costs little
 /// beside the work on it, few enough that their state stays in the L2 cache.
 pub const TILE_QUERIES: usize = 48;

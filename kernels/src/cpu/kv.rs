@@ -218,6 +218,16 @@ impl FromStr for KvType {
     }
 }
 
+/// The blocks that a cache lies in. Layers that see a window only have blocks of their own, which a sequence gives back
+/// when they have fallen out of the window, so that a cache is addressed by the table of its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvPool {
+    /// Those that hold a sequence from its first token on.
+    Full,
+    /// Those that hold the last tokens.
+    Window,
+}
+
 /// Element types of a KV cache. Keys decide which values are looked at and suffer more from few bits than values do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct KvTypes {

@@ -89,8 +89,14 @@ pub struct EngineStats {
     pub free_blocks: usize,
     /// KV blocks that nobody owns and that hold computed prompts.
     pub cached_blocks: usize,
-    /// KV blocks.
+    /// KV blocks. These and those above are of the pool that holds sequences whole.
     pub total_blocks: usize,
+    /// KV blocks that nobody owns of the pool for layers with a window.
+    pub free_window_blocks: usize,
+    /// Those of them that hold the ends of computed prompts.
+    pub cached_window_blocks: usize,
+    /// KV blocks of the pool for layers with a window; 0 for a model without one.
+    pub total_window_blocks: usize,
     /// Steps computed.
     pub steps: u64,
     /// Generations that lost their blocks to older ones and were computed again.
@@ -248,14 +254,24 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<Self> {
         let limits = executor.limits();
+        if draft.as_ref().is_some_and(|draft| draft.executor.limits().window.is_some()) {
+            let message = format!("`{name}`: its draft model must keep all tokens in all layers (WindowKv::All)");
+            return Err(Error::InvalidRequest { param: "draft-model", message });
+        }
         let capacity = capacity(&limits, &options);
         let context_tokens = capacity.max_sequence_tokens();
         if context_tokens == 0 {
             return Err(Error::OutOfMemory(format!("no room for a single token of `{name}` in the KV cache")));
         }
         let (inbox, receiver) = std_mpsc::channel();
-        let stats =
-            EngineStats { total_blocks: capacity.num_blocks, free_blocks: capacity.num_blocks, ..Default::default() };
+        let num_window_blocks = capacity.window.map_or(0, |window| window.num_blocks);
+        let stats = EngineStats {
+            total_blocks: capacity.num_blocks,
+            free_blocks: capacity.num_blocks,
+            total_window_blocks: num_window_blocks,
+            free_window_blocks: num_window_blocks,
+            ..EngineStats::default()
+        };
         let shared = Arc::new(Shared {
             status: Mutex::new(Status::Accepting),
             stopped: Condvar::new(),

@@ -2,14 +2,14 @@
 //!
 //! [`TestExecutor`] keeps the tokens themselves in its "KV cache", by block and slot, and computes its logits from the
 //! whole history that it reads back through the block table. A wrong block table, start position or chunk therefore
-//! changes the answer or is an error.
+//! changes the answer or is an error. What a window's pool must hold of the history is compared with it.
 
 use std::borrow::Cow;
 
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, KvTypes, Limits, OutputRows, PrefixReuse, StepBatch, StepOutput};
-use crate::kv::BLOCK_TOKENS;
+use crate::exec::{Executor, KvTypes, Limits, OutputRows, PrefixReuse, SeqStep, StepBatch, StepOutput};
+use crate::kv::{BLOCK_TOKENS, KvPool, NO_BLOCK};
 
 /// Tokens 0..=255 are the bytes; [`END`](Self::END) ends an answer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,6 +66,8 @@ pub struct TestExecutor {
     num_steps: u64,
     /// Token and position in each slot. `[num_kv_blocks · BLOCK_TOKENS]`
     cache: Vec<Option<(u32, usize)>>,
+    /// The same of the window's pool.
+    window_cache: Vec<Option<(u32, usize)>>,
     /// For each block that holds a sequence's first tokens: the sequence's length when they were written. `[num_kv_blocks]`
     prompt_tokens: Vec<usize>,
     rows: Vec<f32>,
@@ -74,7 +76,7 @@ pub struct TestExecutor {
 impl TestExecutor {
     /// Comfortable limits: 128 blocks, a context of 2048, 64 tokens and 32 rows a step.
     pub const LIMITS: Limits =
-        Limits { max_step_tokens: 64, max_step_outputs: 32, num_kv_blocks: 128, max_context: 2048 };
+        Limits { max_step_tokens: 64, max_step_outputs: 32, num_kv_blocks: 128, window: None, max_context: 2048 };
 
     fn new(limits: Limits, vocab_size: usize, logits: Logits) -> Self {
         Self {
@@ -84,6 +86,7 @@ impl TestExecutor {
             hook: Box::new(|_, _| Ok(())),
             num_steps: 0,
             cache: vec![None; limits.num_kv_blocks * BLOCK_TOKENS],
+            window_cache: vec![None; limits.num_blocks(KvPool::Window) * BLOCK_TOKENS],
             prompt_tokens: vec![0; limits.num_kv_blocks],
             rows: Vec::new(),
         }
@@ -140,6 +143,9 @@ impl TestExecutor {
                 return Err(broken(format!("{} blocks for {end} tokens", seq.blocks.len())));
             }
         }
+        if self.limits.window.is_some() {
+            batch.validate(&self.limits, self.vocab_size)?;
+        }
         if let Some(block) = batch.blocks.iter().find(|&&block| block as usize >= self.limits.num_kv_blocks) {
             return Err(broken(format!("block {block} is outside the pool")));
         }
@@ -156,23 +162,46 @@ impl TestExecutor {
                 self.prompt_tokens[blocks[0] as usize] = seq.num_tokens;
             }
             for (position, &token) in (seq.start..).zip(&batch.tokens[seq.tokens.clone()]) {
-                let slot = blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS;
-                self.cache[slot] = Some((token, position));
+                self.cache[slot(blocks, position)] = Some((token, position));
+                if self.limits.window.is_some() {
+                    let blocks = &batch.window_blocks[seq.blocks.clone()];
+                    self.window_cache[slot(blocks, position)] = Some((token, position));
+                }
             }
         }
+    }
+
+    /// The window's pool must hold what the piece's tokens see, and `history` is all of it.
+    fn check_window(&self, batch: &StepBatch, seq: &SeqStep, history: &[u32]) -> Result<()> {
+        let Some(window) = self.limits.window else { return Ok(()) };
+        let blocks = &batch.window_blocks[seq.blocks.clone()];
+        for (position, &token) in history.iter().enumerate().skip((seq.start + 1).saturating_sub(window.num_tokens)) {
+            let found = match blocks[position / BLOCK_TOKENS] {
+                NO_BLOCK => return Err(broken(format!("position {position} is seen and fell out of the window"))),
+                _ => self.window_cache[slot(blocks, position)],
+            };
+            if found != Some((token, position)) {
+                return Err(broken(format!("the window's slot of position {position} holds {found:?}")));
+            }
+        }
+        Ok(())
     }
 
     fn read(&self, blocks: &[u32], num_tokens: usize) -> Result<Vec<u32>> {
         let mut history = Vec::with_capacity(num_tokens);
         for position in 0..num_tokens {
-            let slot = blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS;
-            match self.cache[slot] {
+            match self.cache[slot(blocks, position)] {
                 Some((token, written)) if written == position => history.push(token),
                 other => return Err(broken(format!("the slot of position {position} holds {other:?}"))),
             }
         }
         Ok(history)
     }
+}
+
+/// Where a position lies in a cache.
+fn slot(blocks: &[u32], position: usize) -> usize {
+    blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
 }
 
 fn broken(what: String) -> Error {
@@ -215,11 +244,17 @@ impl Executor for TestExecutor {
         }
     }
 
-    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
-        self.limits.check_copy(from, to)?;
+    fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
+        self.limits.check_copy(pool, from, to)?;
+        let cache = match pool {
+            KvPool::Full => {
+                self.prompt_tokens[to as usize] = self.prompt_tokens[from as usize];
+                &mut self.cache
+            }
+            KvPool::Window => &mut self.window_cache,
+        };
         let start = |block: u32| block as usize * BLOCK_TOKENS;
-        self.cache.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
-        self.prompt_tokens[to as usize] = self.prompt_tokens[from as usize];
+        cache.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
         Ok(())
     }
 
@@ -232,6 +267,7 @@ impl Executor for TestExecutor {
         for seq in &batch.seqs {
             let blocks = &batch.blocks[seq.blocks.clone()];
             let history = self.read(blocks, seq.start + seq.tokens.len())?;
+            self.check_window(batch, seq, &history)?;
             let first = match seq.output {
                 OutputRows::None => continue,
                 OutputRows::Last => history.len(),

@@ -37,6 +37,7 @@ pub(super) fn capacity(limits: &Limits, options: &EngineOptions) -> Capacity {
         max_step_outputs: limits.max_step_outputs,
         max_running: options.max_running.min(limits.max_step_outputs),
         num_blocks: limits.num_kv_blocks,
+        window: limits.window,
         max_context: limits.max_context,
     }
 }
@@ -67,6 +68,8 @@ pub(super) struct Worker {
     inbox: Receiver<Message>,
     shared: Arc<Shared>,
     state: State,
+    /// Layers with a window have blocks of their own.
+    has_window: bool,
     sequences: Sequences,
     prefix_cache: PrefixCache,
     is_draining: bool,
@@ -105,6 +108,7 @@ impl Worker {
             vocabulary,
             inbox,
             shared,
+            has_window: capacity.window.is_some(),
             state: State::new(capacity),
             sequences: Sequences::default(),
             prefix_cache: options.prefix_cache,
@@ -315,7 +319,7 @@ impl Worker {
                     && let Some(fork) = self.state.fork(piece.id)
                 {
                     self.state.append(fork.id);
-                    self.copies.extend(fork.copy);
+                    self.copies.extend(fork.copies.into_iter().flatten());
                     self.sequences.0.insert(fork.id, sibling);
                 }
             }
@@ -350,7 +354,7 @@ impl Worker {
         }
         // Before anything is freed: both sides of a copy still belong to somebody.
         for copy in self.copies.drain(..) {
-            self.executor.copy_block(copy.from, copy.to)?;
+            self.executor.copy_block(copy.pool, copy.from, copy.to)?;
         }
         self.remove_ended();
         Ok(())
@@ -478,6 +482,9 @@ impl Worker {
             let tokens = &sequence.tokens[piece.start..piece.start + piece.len];
             let num_tokens = piece.num_tokens + piece.num_guesses;
             self.batch.push(tokens, piece.start, num_tokens, self.state.blocks(piece.id), piece.output);
+            if self.has_window {
+                self.batch.window_of_last(self.state.window_blocks(piece.id));
+            }
             self.batch.extend_last(&sequence.guesser.guesses()[..piece.num_guesses]);
         }
         Ok(())
@@ -488,6 +495,8 @@ impl Worker {
         self.stats.free_blocks = self.state.num_free_blocks();
         self.stats.cached_blocks = self.state.num_cached_blocks();
         self.stats.draft_blocks = self.drafter.as_ref().map_or(0, Drafter::num_blocks);
+        self.stats.free_window_blocks = self.state.num_free_window_blocks();
+        self.stats.cached_window_blocks = self.state.num_cached_window_blocks();
         *self.shared.stats() = self.stats;
         // When all places are taken, one gets free as often as a generation ends.
         let interval = self.service_ms / self.stats.running.max(1) as f64;
@@ -515,6 +524,8 @@ impl Worker {
         self.stats.free_blocks = self.stats.total_blocks;
         self.stats.cached_blocks = 0;
         self.stats.draft_blocks = 0;
+        self.stats.free_window_blocks = self.stats.total_window_blocks;
+        self.stats.cached_window_blocks = 0;
         *self.shared.stats() = self.stats;
         self.drop_drafter();
         let executor = self.executor;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::exec::Limits;
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, NO_BLOCK};
 pub use shimmy_kernels::cpu::Numerics;
 
 /// Which rows of a piece the caller wants.
@@ -28,7 +28,8 @@ pub struct SeqStep {
     /// Tokens of the sequence known so far, those of later chunks included: at least `start + tokens.len()`.
     /// Dynamic rope scaling depends on it, which makes the result independent of the chunking.
     pub num_tokens: usize,
-    /// Where its block table lies in [`StepBatch::blocks`]: token `p` is in block `table[p / BLOCK_TOKENS]`.
+    /// Where its block table lies in [`StepBatch::blocks`]: token `p` is in block `table[p / BLOCK_TOKENS]`. In the same place
+    /// of [`StepBatch::window_blocks`] lies that of the window's pool.
     pub blocks: Range<usize>,
     /// Wanted rows.
     pub output: OutputRows,
@@ -41,6 +42,9 @@ pub struct StepBatch {
     pub tokens: Vec<u32>,
     /// Block tables of all pieces, one after the other.
     pub blocks: Vec<u32>,
+    /// The same for the window's pool, with [`NO_BLOCK`] for blocks that nobody needs any more; as long as `blocks`, or empty
+    /// for an executor without such a pool.
+    pub window_blocks: Vec<u32>,
     /// The pieces. A sequence appears at most once.
     pub seqs: Vec<SeqStep>,
     /// For all of them.
@@ -52,6 +56,7 @@ impl StepBatch {
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.blocks.clear();
+        self.window_blocks.clear();
         self.seqs.clear();
         self.numerics = Numerics::Fast;
     }
@@ -77,6 +82,9 @@ impl StepBatch {
                     &self.blocks[seq.blocks.clone()],
                     output,
                 );
+                if let Some(window_blocks) = self.window_blocks.get(seq.blocks.clone()) {
+                    single.window_of_last(window_blocks);
+                }
                 run(single)?;
             }
         }
@@ -95,6 +103,15 @@ impl StepBatch {
             blocks: b0..self.blocks.len(),
             output,
         });
+    }
+
+    /// Gives the piece that was pushed last its block table of the window's pool: as long as the other one, or shorter by
+    /// blocks whose tokens aren't computed yet.
+    pub fn window_of_last(&mut self, blocks: &[u32]) {
+        let Some(seq) = self.seqs.last() else { return };
+        self.window_blocks.resize(seq.blocks.start, NO_BLOCK);
+        self.window_blocks.extend(blocks.iter().take(seq.blocks.len()));
+        self.window_blocks.resize(seq.blocks.end, NO_BLOCK);
     }
 
     /// Adds tokens to the end of the piece that was pushed last.
@@ -133,6 +150,9 @@ impl StepBatch {
         if let Some(&block) = self.blocks.iter().find(|&&block| block as usize >= limits.num_kv_blocks) {
             return refuse(format!("block {block} is outside the pool of {}", limits.num_kv_blocks));
         }
+        if limits.window.is_some() && self.window_blocks.len() != self.blocks.len() {
+            return refuse("layers with a window have blocks of their own, and no table names them".into());
+        }
         let (mut next_token, mut next_block) = (0, 0);
         for (index, seq) in self.seqs.iter().enumerate() {
             if seq.tokens.start != next_token || seq.tokens.end > self.tokens.len() || seq.tokens.is_empty() {
@@ -153,6 +173,15 @@ impl StepBatch {
             if seq.blocks.len() * BLOCK_TOKENS < end {
                 return refuse(format!("piece {index} has {} blocks for {end} tokens", seq.blocks.len()));
             }
+            if let Some(window) = limits.window {
+                let needed = window.first_block(seq.start)..end.div_ceil(BLOCK_TOKENS);
+                let table = &self.window_blocks[seq.blocks.clone()][needed];
+                if let Some(block) = table.iter().find(|&&block| block as usize >= window.num_blocks) {
+                    return refuse(format!(
+                        "piece {index} needs a window's block that it has not, or no block: {block}"
+                    ));
+                }
+            }
         }
         if next_token != self.tokens.len() || next_block != self.blocks.len() {
             return refuse(format!("{} tokens belong to no piece", self.tokens.len() - next_token));
@@ -169,7 +198,8 @@ impl StepBatch {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { max_step_tokens: 8, max_step_outputs: 2, num_kv_blocks: 4, max_context: 64 };
+    const LIMITS: Limits =
+        Limits { max_step_tokens: 8, max_step_outputs: 2, num_kv_blocks: 4, window: None, max_context: 64 };
 
     fn batch(tokens: &[u32], start: usize, num_tokens: usize, blocks: &[u32], output: OutputRows) -> StepBatch {
         let mut batch = StepBatch::default();

@@ -5,10 +5,10 @@ use shimmy_kernels::cpu::kv::KV_GROUP;
 use crate::error::{Error, Result};
 use crate::exec::candle::CandleExecutor;
 use crate::exec::cpu::CpuExecutor;
-use crate::exec::options::{Backend, ExecOptions, KvSize};
+use crate::exec::options::{Backend, ExecOptions, KvSize, WindowKv};
 use crate::exec::{Executor, KvTypes, Limits};
-use crate::kv::BLOCK_TOKENS;
-use crate::plan::Plan;
+use crate::kv::{BLOCK_TOKENS, KvWindow};
+use crate::plan::{KvSpec, Plan};
 
 /// Builds the executor that the options ask for. `Auto` takes the cpu executor, and falls back to candle with a warning
 /// that names what the cpu executor lacks.
@@ -30,10 +30,110 @@ pub fn build(plan: &Plan, options: &ExecOptions) -> Result<Box<dyn Executor>> {
     }
 }
 
-/// Bytes of keys and values that one token takes over all layers.
-pub fn kv_bytes_per_token(plan: &Plan, kv: KvTypes) -> usize {
-    plan.kv.iter().map(|spec| spec.num_kv_heads * kv.token_bytes(spec.k_dim, spec.v_dim)).sum()
+/// Bytes that the KV cache takes once all of it has been used.
+pub fn kv_bytes(plan: &Plan, limits: &Limits, stored: KvTypes) -> usize {
+    let blocks = |spec: &KvSpec| limits.num_blocks(limits.pool_of(spec));
+    plan.kv.iter().map(|spec| blocks(spec).saturating_mul(block_bytes(spec, stored))).sum()
 }
+
+/// Bytes of the KV cache that one sequence of `context` tokens takes.
+pub fn kv_bytes_of_context(plan: &Plan, options: &ExecOptions, stored: KvTypes, context: usize) -> usize {
+    let pools = Pools::new(plan, options, stored, context);
+    let num_blocks = context.div_ceil(BLOCK_TOKENS);
+    let num_window_blocks = pools.window.map_or(0, |window| window.blocks_each.min(num_blocks));
+    pools.full_bytes.saturating_mul(num_blocks) + pools.window_bytes.saturating_mul(num_window_blocks)
+}
+
+/// Bytes of a block of one layer.
+fn block_bytes(spec: &KvSpec, stored: KvTypes) -> usize {
+    spec.num_kv_heads * stored.token_bytes(spec.k_dim, spec.v_dim) * BLOCK_TOKENS
+}
+
+/// What the layers with a window keep.
+#[derive(Debug, Clone, Copy)]
+struct Windowed {
+    /// The largest window.
+    num_tokens: usize,
+    /// Most blocks of one sequence.
+    blocks_each: usize,
+}
+
+/// What blocks take in each pool.
+#[derive(Debug)]
+struct Pools {
+    /// Of a block over the layers that keep all tokens.
+    full_bytes: usize,
+    /// Of a block over those in the window's pool.
+    window_bytes: usize,
+    /// `None`: all layers keep all tokens.
+    window: Option<Windowed>,
+    /// Blocks of the longest sequence.
+    context_blocks: usize,
+    /// Of the window's pool beyond what the contexts need.
+    spare_blocks: usize,
+}
+
+impl Pools {
+    fn new(plan: &Plan, options: &ExecOptions, stored: KvTypes, context: usize) -> Self {
+        let context_blocks = context.div_ceil(BLOCK_TOKENS);
+        let largest = plan.kv.iter().filter_map(|spec| spec.window).max();
+        let window = largest.filter(|_| options.window_kv == WindowKv::Last).map(|num_tokens| Windowed {
+            num_tokens,
+            blocks_each: KvWindow::blocks_each(num_tokens, options.max_step_tokens),
+        });
+        // Where the window covers the context, nothing ever falls out of it.
+        let window = window.filter(|window| window.blocks_each < context_blocks);
+        let bytes_of = |is_windowed: bool| -> usize {
+            let specs = plan.kv.iter().filter(|spec| (window.is_some() && spec.window.is_some()) == is_windowed);
+            specs.map(|spec| block_bytes(spec, stored)).sum()
+        };
+        // Blocks of a pool without layers still cost something to count.
+        Self {
+            full_bytes: bytes_of(false).max(BLOCK_TOKENS),
+            window_bytes: bytes_of(true),
+            window,
+            context_blocks,
+            spare_blocks: 0,
+        }
+    }
+
+    /// Lets the window's pool have some blocks more, if they are cheap beside a budget of so many bytes.
+    fn with_spare(self, budget: usize) -> Self {
+        let affordable = (budget / SPARE_SHARE).min(MAX_SPARE_BYTES) / self.window_bytes.max(1);
+        Self { spare_blocks: affordable, ..self }
+    }
+
+    /// Blocks of the window's pool beside so many of the other one: as many contexts fit into both. A part of them more
+    /// is for sequences that are shorter than a window, which take as many blocks here as there, and for prefixes.
+    fn window_blocks(&self, num_blocks: usize) -> usize {
+        let Some(window) = self.window else { return 0 };
+        let contexts = self.context_blocks.min(num_blocks).max(1);
+        let of_contexts = num_blocks.saturating_mul(window.blocks_each).div_ceil(contexts);
+        of_contexts.saturating_add(self.spare_blocks.max(num_blocks / SPARE_PART)).min(num_blocks)
+    }
+
+    fn bytes(&self, num_blocks: usize) -> usize {
+        let full = self.full_bytes.saturating_mul(num_blocks);
+        full.saturating_add(self.window_bytes.saturating_mul(self.window_blocks(num_blocks)))
+    }
+
+    /// The most blocks that fit into so many bytes, with those of the window's pool beside them.
+    fn blocks_in(&self, bytes: usize) -> usize {
+        let (mut fits, mut too_many) = (0, u32::MAX as usize);
+        while fits + 1 < too_many {
+            let middle = fits.midpoint(too_many);
+            if self.bytes(middle) <= bytes { fits = middle } else { too_many = middle }
+        }
+        fits
+    }
+}
+
+/// The window's pool has one block for so many of the other one, beyond what the contexts need.
+const SPARE_PART: usize = 8;
+/// Or as many as fit into this, which is room for hundreds of short sequences of a small model,
+const MAX_SPARE_BYTES: usize = 256 << 20;
+/// and into one part of so many of the budget.
+const SPARE_SHARE: usize = 4;
 
 /// Without a size, the pool has room for so many full contexts, if they fit into [`SHARE`] of the memory.
 const AUTO_CONTEXTS: usize = 8;
@@ -72,18 +172,24 @@ fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, available: Opt
             ),
         });
     }
-    let block_bytes = kv_bytes_per_token(plan, stored).max(1) * BLOCK_TOKENS;
-    let blocks_in = |share: usize| available.map(|bytes| bytes / share / block_bytes);
     let wanted_context = options.max_context.unwrap_or(plan.max_context);
-    let context_blocks = wanted_context.div_ceil(BLOCK_TOKENS);
+    let budget = match options.kv_size {
+        KvSize::Bytes(bytes) => Some(bytes),
+        KvSize::Auto => available.map(|bytes| bytes / SHARE),
+        KvSize::Tokens(_) => None,
+    };
+    let pools = Pools::new(plan, options, stored, wanted_context).with_spare(budget.unwrap_or(usize::MAX));
+    let context_blocks = pools.context_blocks;
+    let blocks_in = |share: usize| available.map(|bytes| pools.blocks_in(bytes / share));
     let num_blocks = match options.kv_size {
         KvSize::Tokens(0) => return zero("kv-tokens"),
         KvSize::Tokens(tokens) => tokens.div_ceil(BLOCK_TOKENS),
-        KvSize::Bytes(bytes) if bytes < block_bytes => {
-            let message = format!("{bytes} bytes hold no block of {BLOCK_TOKENS} tokens, which takes {block_bytes}");
+        KvSize::Bytes(bytes) if bytes < pools.bytes(1) => {
+            let least = pools.bytes(1);
+            let message = format!("{bytes} bytes hold no block of {BLOCK_TOKENS} tokens, which takes {least}");
             return Err(Error::InvalidRequest { param: "kv-memory", message });
         }
-        KvSize::Bytes(bytes) => bytes / block_bytes,
+        KvSize::Bytes(bytes) => pools.blocks_in(bytes),
         KvSize::Auto => {
             let several = context_blocks.saturating_mul(AUTO_CONTEXTS).min(blocks_in(SHARE).unwrap_or(0));
             let one = match options.max_context {
@@ -94,7 +200,7 @@ fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, available: Opt
         }
     };
     if num_blocks == 0 || num_blocks > blocks_in(1).unwrap_or(u32::MAX as usize) {
-        let mib = |blocks: usize| blocks.saturating_mul(block_bytes) >> 20;
+        let mib = |blocks: usize| pools.bytes(blocks) >> 20;
         return Err(Error::OutOfMemory(format!(
             "a KV cache of {} tokens takes {} MiB and {} MiB are available; ask for a smaller --ctx or --kv-memory",
             num_blocks.max(1).saturating_mul(BLOCK_TOKENS),
@@ -108,7 +214,10 @@ fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, available: Opt
         tracing::warn!("context limited to {max_context} of {wanted_context} tokens by the size of the KV cache");
     }
     let max_step_tokens = options.max_step_tokens.min(tokens);
-    Ok(Limits { max_step_tokens, max_step_outputs: max_step_tokens, num_kv_blocks: num_blocks, max_context })
+    let window = pools
+        .window
+        .map(|Windowed { num_tokens, .. }| KvWindow { num_tokens, num_blocks: pools.window_blocks(num_blocks) });
+    Ok(Limits { max_step_tokens, max_step_outputs: max_step_tokens, num_kv_blocks: num_blocks, window, max_context })
 }
 
 /// `MemAvailable` of Linux, in bytes; `None` where the system doesn't tell.
@@ -121,7 +230,7 @@ fn available_memory() -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{BufferId, KvSpec, OutputKind};
+    use crate::plan::{BufferId, OutputKind};
 
     /// 32 · (16 + 16) · 2 bytes a block in f16: 2 KiB, so that 1000 tokens take 32 blocks, 64 KiB.
     fn plan() -> Plan {
@@ -173,5 +282,70 @@ mod tests {
             let error = sized(size, None, None).unwrap_err();
             assert!(matches!(error, Error::InvalidRequest { param, .. } if param == name), "{error}");
         }
+    }
+
+    /// Five layers of six with a window, as Gemma 3 has them: 12 KiB a block over all, 10 KiB of it for the window's pool.
+    fn windowed(window: usize) -> Plan {
+        let spec = plan().kv[0].clone();
+        let kv = (0..6).map(|layer| KvSpec { window: (layer < 5).then_some(window), ..spec.clone() }).collect();
+        Plan { kv, max_context: 32 * 1000, ..plan() }
+    }
+
+    /// Blocks of both pools, context, and all bytes.
+    fn pools(plan: &Plan, options: &ExecOptions, available: usize) -> (usize, usize, usize, usize) {
+        let limits = limits_in(plan, options, options.kv_types, Some(available)).unwrap();
+        let window = limits.window.map_or(0, |window| window.num_blocks);
+        (limits.num_kv_blocks, window, limits.max_context, kv_bytes(plan, &limits, options.kv_types))
+    }
+
+    #[test]
+    fn a_windows_pool_holds_as_many_contexts_as_the_other_one() {
+        let plan = windowed(512);
+        let (kib, contexts) = (1 << 10, 8);
+        let options = |kv_size| ExecOptions { kv_size, ..ExecOptions::default() };
+        // 511 + 512 tokens, which may begin inside a block.
+        let blocks_each = 33;
+        let (full, window, context, bytes) = pools(&plan, &options(KvSize::Auto), 1 << 40);
+        assert_eq!((full, context), (contexts * 1000, 32_000));
+        assert_eq!(window, full, "everything may stay where it costs next to nothing");
+        assert_eq!(bytes, full * 2 * kib + window * 10 * kib);
+        // Memory for one context of six full layers.
+        let size = 1000 * 12 * kib;
+        let (full, window, context, bytes) = pools(&plan, &options(KvSize::Bytes(size)), 1 << 40);
+        assert_eq!(context, 32_000);
+        assert!(full > 2500 && window >= blocks_each * full / 1000 + full / 8, "{full} and {window} blocks");
+        assert!(bytes <= size && bytes + 23 * kib > size, "{bytes} of {size} bytes");
+        // As many tokens as were asked for, and all of a context that fits the window.
+        let (full, window, ..) = pools(&plan, &options(KvSize::Tokens(32_000)), 1 << 40);
+        assert_eq!((full, window), (1000, 1000));
+        let short = ExecOptions { max_context: Some(33 * 32), ..options(KvSize::Auto) };
+        assert_eq!(pools(&plan, &short, 1 << 40), (contexts * 33, 0, 33 * 32, contexts * 33 * 12 * kib));
+        let kept = ExecOptions { window_kv: WindowKv::All, ..options(KvSize::Bytes(size)) };
+        assert_eq!(pools(&plan, &kept, 1 << 40), (1000, 0, 32_000, size));
+    }
+
+    #[test]
+    fn one_sequence_always_finds_its_window() {
+        for window in [1, 31, 512, 4096] {
+            let mut plan = windowed(window);
+            for all_windowed in [false, true] {
+                plan.kv.iter_mut().filter(|_| all_windowed).for_each(|spec| spec.window = Some(window));
+                for size in [13 << 10, 64 << 10, 400 << 10, 5 << 20, 100 << 20] {
+                    let options = ExecOptions { kv_size: KvSize::Bytes(size), ..ExecOptions::default() };
+                    let (full, held, context, bytes) = pools(&plan, &options, 1 << 40);
+                    let blocks_each = KvWindow::blocks_each(window, options.max_step_tokens);
+                    assert!(held >= full.min(blocks_each) && context <= full * BLOCK_TOKENS, "{window} in {size}");
+                    assert!(bytes <= size, "{window} in {size}: {bytes}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_context_takes_its_window_once() {
+        let (plan, options) = (windowed(512), ExecOptions::default());
+        let bytes = |context| kv_bytes_of_context(&plan, &options, options.kv_types, context);
+        assert_eq!(bytes(32_000), 1000 * (2 << 10) + 33 * (10 << 10));
+        assert_eq!(bytes(320), 10 * (12 << 10));
     }
 }

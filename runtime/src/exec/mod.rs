@@ -12,12 +12,13 @@ pub mod cpu;
 pub mod options;
 
 pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
-pub use build::{build, kv_bytes_per_token, limits};
-pub use options::{Activations, Backend, ExecOptions, KvSize};
+pub use build::{build, kv_bytes, kv_bytes_of_context, limits};
+pub use options::{Activations, Backend, ExecOptions, KvSize, WindowKv};
 pub use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
 use crate::error::{Error, Result};
-use crate::plan::{Plan, RopeScaling, RopeSpec};
+use crate::kv::{KvPool, KvWindow};
+use crate::plan::{KvSpec, Plan, RopeScaling, RopeSpec};
 
 /// What an executor can take, fixed when it was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,22 +27,39 @@ pub struct Limits {
     pub max_step_tokens: usize,
     /// Most rows of output in one step.
     pub max_step_outputs: usize,
-    /// Blocks in the KV pool, each of [`crate::kv::BLOCK_TOKENS`] tokens over all layers. Block ids are `0..num_kv_blocks`.
+    /// Blocks in the KV pool, each of [`crate::kv::BLOCK_TOKENS`] tokens over all layers, or all those without a window if
+    /// the others have a pool of their own. Block ids are `0..num_kv_blocks`.
     pub num_kv_blocks: usize,
+    /// The pool of the layers with a window; `None`: there are no such layers, or they keep all tokens in the same blocks
+    /// as the others.
+    pub window: Option<KvWindow>,
     /// Most tokens of one sequence.
     pub max_context: usize,
 }
 
 impl Limits {
+    /// The pool that a layer's keys and values lie in.
+    pub fn pool_of(&self, cache: &KvSpec) -> KvPool {
+        if self.window.is_some() && cache.window.is_some() { KvPool::Window } else { KvPool::Full }
+    }
+
+    /// Blocks of a pool.
+    pub fn num_blocks(&self, pool: KvPool) -> usize {
+        match pool {
+            KvPool::Full => self.num_kv_blocks,
+            KvPool::Window => self.window.map_or(0, |window| window.num_blocks),
+        }
+    }
+
     /// Refuses a copy that leaves the pool.
     ///
     /// # Errors
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block`.
-    pub fn check_copy(&self, from: u32, to: u32) -> Result<()> {
-        if (from.max(to) as usize) < self.num_kv_blocks {
+    pub fn check_copy(&self, pool: KvPool, from: u32, to: u32) -> Result<()> {
+        if (from.max(to) as usize) < self.num_blocks(pool) {
             return Ok(());
         }
-        let message = format!("{from} to {to} is outside the pool of {}", self.num_kv_blocks);
+        let message = format!("{from} to {to} is outside the pool of {}", self.num_blocks(pool));
         Err(Error::InvalidRequest { param: "block", message })
     }
 }
@@ -96,12 +114,12 @@ pub trait Executor: Send {
     /// Whether sequences may share the blocks of a common beginning.
     fn prefix_reuse(&self) -> PrefixReuse;
 
-    /// Copies a block of the KV pool over another one: a sequence that was forked goes on in its own copy of the block
+    /// Copies a block of a KV pool over another one: a sequence that was forked goes on in its own copy of the block
     /// that both have begun.
     ///
     /// # Errors
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when one of them is outside the pool.
-    fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
+    fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()>;
 
     /// Other work follows on the same cores: threads that would stay ready for the next step sleep until it comes.
     fn rest(&mut self) {}

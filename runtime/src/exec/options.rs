@@ -37,6 +37,16 @@ pub enum KvSize {
     Bytes(usize),
 }
 
+/// What layers that see a window keep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WindowKv {
+    /// The last tokens, in blocks of their own: every piece of a step brings a second block table.
+    #[default]
+    Last,
+    /// All tokens, like the other layers: for steps made by hand, and to compare with.
+    All,
+}
+
 /// What `exec::build` needs beside a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOptions {
@@ -48,6 +58,8 @@ pub struct ExecOptions {
     pub max_context: Option<usize>,
     /// How much the KV pool holds over all sequences.
     pub kv_size: KvSize,
+    /// What of it is for layers with a window.
+    pub window_kv: WindowKv,
     /// Most tokens in a step.
     pub max_step_tokens: usize,
     /// Matmul arithmetic.
@@ -63,6 +75,7 @@ impl Default for ExecOptions {
             threads: None,
             max_context: None,
             kv_size: KvSize::Auto,
+            window_kv: WindowKv::Last,
             max_step_tokens: 512,
             activations: Activations::Q8,
             kv_types: KvTypes::default(),

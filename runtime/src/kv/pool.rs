@@ -1,9 +1,9 @@
 //! Reference-counted blocks, those of them that are cached, and the tables that own them.
 
-use std::collections::BTreeMap;
-
-use super::BLOCK_TOKENS;
+use super::blocks::{Blocks, Taken};
 use super::prefix::{Inserted, Prefix, PrefixIndex, PrefixSpace};
+use super::window::{KvWindow, WindowBlocks};
+use super::{BLOCK_TOKENS, NO_BLOCK};
 
 /// The pool has fewer free blocks than were asked for; nothing was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,48 +15,58 @@ pub struct OutOfBlocks;
 /// A cached block that nobody owns is idle: it counts as free and is taken, the one that has been idle longest first,
 /// when no block is really free. A table that owns a cached block owns its parent too and gives it back later, so leaves
 /// go before their parents.
+///
+/// A second pool may hold what layers with a window need: there only the blocks inside the windows are owned. The others
+/// are free or idle, so a chain may be cached without all of them.
 #[derive(Debug)]
 pub struct BlockPool {
-    /// Ids of blocks without content, taken from the end: a block that was just freed is still warm in the cache.
-    free: Vec<u32>,
-    /// Cached blocks without an owner, by the time since which they have had none.
-    idle: BTreeMap<u64, u32>,
-    /// That time, for idle blocks. `[num_blocks]`
-    idle_since: Vec<u64>,
-    /// Counts the times at which blocks became idle.
-    now: u64,
-    /// Owners of each block; 0 is free or idle. `[num_blocks]`
-    owners: Vec<u32>,
+    blocks: Blocks,
     index: PrefixIndex,
+    window: Option<WindowBlocks>,
 }
 
 impl BlockPool {
     /// A pool of blocks `0..num_blocks`, all free. Block ids are 32 bits wide: more blocks than that are left unused.
     pub fn new(num_blocks: usize) -> Self {
-        let num_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
-        Self {
-            free: (0..num_blocks).rev().collect(),
-            idle: BTreeMap::new(),
-            idle_since: vec![0; num_blocks as usize],
-            now: 0,
-            owners: vec![0; num_blocks as usize],
-            index: PrefixIndex::new(num_blocks as usize),
-        }
+        let blocks = Blocks::new(num_blocks);
+        Self { index: PrefixIndex::new(blocks.len()), blocks, window: None }
+    }
+
+    /// With a second pool for the layers that see a window, for sequences with at most so many tokens in a step.
+    pub fn with_window(num_blocks: usize, window: KvWindow, max_step_tokens: usize) -> Self {
+        let pool = Self::new(num_blocks);
+        let window = WindowBlocks::new(window, max_step_tokens, pool.num_blocks());
+        Self { window: Some(window), ..pool }
     }
 
     /// Blocks, free or not.
     pub fn num_blocks(&self) -> usize {
-        self.owners.len()
+        self.blocks.len()
     }
 
     /// Blocks that nobody owns, idle ones included.
     pub fn num_free(&self) -> usize {
-        self.free.len() + self.idle.len()
+        self.blocks.num_free()
     }
 
     /// Blocks that nobody owns and that a later sequence may still find.
     pub fn num_idle(&self) -> usize {
-        self.idle.len()
+        self.blocks.num_idle()
+    }
+
+    /// The same as [`num_free`](Self::num_free) of the window's pool; 0 where there is none.
+    pub fn num_free_window(&self) -> usize {
+        self.window.as_ref().map_or(0, WindowBlocks::num_free)
+    }
+
+    /// The same as [`num_idle`](Self::num_idle) of the window's pool.
+    pub fn num_idle_window(&self) -> usize {
+        self.window.as_ref().map_or(0, WindowBlocks::num_idle)
+    }
+
+    /// Free blocks of the pool that has fewer.
+    pub fn num_spare(&self) -> usize {
+        self.window.as_ref().map_or(usize::MAX, WindowBlocks::num_free).min(self.num_free())
     }
 
     /// Blocks that `num_tokens` tokens fill or begin.
@@ -64,15 +74,26 @@ impl BlockPool {
         num_tokens.div_ceil(BLOCK_TOKENS)
     }
 
-    /// The longest cached chain of whole blocks of these tokens.
+    /// The longest cached chain of whole blocks of these tokens that a sequence can go on from.
     pub fn find(&self, space: PrefixSpace, tokens: &[u32]) -> Prefix {
-        self.index.find(space, tokens)
+        let mut prefix = self.index.find(space, tokens);
+        if let Some(window) = &self.window {
+            window.cut(&mut prefix);
+        }
+        prefix
     }
 
     /// How many free blocks a sequence of `num_tokens` takes that begins with `prefix`.
     pub fn needed(&self, num_tokens: usize, prefix: &Prefix) -> usize {
-        let owned = prefix.blocks.iter().filter(|&&block| self.owners[block as usize] > 0).count();
+        let owned = prefix.blocks.iter().filter(|&&block| self.blocks.is_owned(block)).count();
         Self::blocks_for(num_tokens) - owned
+    }
+
+    /// Whether such a sequence finds its blocks, with `num_spare` to be left in each pool.
+    pub fn has_room(&self, num_tokens: usize, prefix: &Prefix, num_spare: usize) -> bool {
+        let fits = |needed: usize, free: usize| needed + num_spare <= free;
+        fits(self.needed(num_tokens, prefix), self.num_free())
+            && self.window.as_ref().is_none_or(|window| fits(window.needed(num_tokens, prefix), window.num_free()))
     }
 
     /// Checks that the owners it counted are exactly these tables, and that every block is in one place.
@@ -80,76 +101,59 @@ impl BlockPool {
     /// # Errors
     /// Names the first block that is leaked, owned too often, in two places, or cached without its parent.
     pub fn check<'a>(&self, tables: impl IntoIterator<Item = &'a BlockTable>) -> Result<(), String> {
-        let mut owners = vec![0_u32; self.owners.len()];
-        for table in tables {
-            for &block in &table.blocks {
-                owners[block as usize] += 1;
-            }
-        }
-        let mut free = vec![0_u32; self.owners.len()];
-        for &block in self.free.iter().chain(self.idle.values()) {
-            free[block as usize] += 1;
-        }
-        for (block, ((&expected, &counted), &free)) in owners.iter().zip(&self.owners).zip(&free).enumerate() {
-            if expected != counted {
-                return Err(format!("block {block} has {expected} owners, but the pool counts {counted}"));
-            }
-            if free != u32::from(counted == 0) {
-                return Err(format!("block {block} has {counted} owners and is {free} times in the free list"));
-            }
-        }
-        if let Some(block) = self.free.iter().find(|&&block| self.index.holds(block)) {
-            return Err(format!("block {block} is cached and in the list of blocks without content"));
-        }
-        for (&since, &block) in &self.idle {
-            if !self.index.holds(block) || self.idle_since[block as usize] != since {
-                return Err(format!("block {block} is idle since {since}, but isn't cached or knows another time"));
-            }
+        let tables: Vec<&BlockTable> = tables.into_iter().collect();
+        let owned = tables.iter().flat_map(|table| table.blocks.iter().copied());
+        self.blocks.check(owned, |block| self.index.holds(block))?;
+        for block in (0..self.num_blocks() as u32).filter(|&block| !self.blocks.is_owned(block)) {
             if let Some(parent) = self.index.parent(block)
-                && self.owners[parent as usize] == 0
-                && self.idle_since[parent as usize] < since
+                && self.blocks.leaves_before(parent, block)
             {
                 return Err(format!("block {block} would be evicted after its parent {parent}"));
             }
         }
-        self.index.check()
+        self.index.check()?;
+        let owned = tables.iter().flat_map(|table| table.window.iter().copied()).filter(|&block| block != NO_BLOCK);
+        match &self.window {
+            Some(window) => window.check(owned, |block| self.index.holds(block))?,
+            None if owned.count() > 0 => return Err("a table has blocks of a window that isn't there".into()),
+            None => {}
+        }
+        let holed = |table: &&&BlockTable| {
+            let (before, held) = table.window.split_at(table.window_start.min(table.window.len()));
+            before.iter().any(|&block| block != NO_BLOCK) || held.contains(&NO_BLOCK)
+        };
+        match tables.iter().find(holed) {
+            Some(table) => {
+                Err(format!("holes after block {}, or none before it: {:?}", table.window_start, table.window))
+            }
+            None => Ok(()),
+        }
     }
 
     fn take(&mut self) -> Option<u32> {
-        let block = match self.free.pop() {
-            Some(block) => block,
-            None => {
-                let (_, block) = self.idle.pop_first()?;
+        match self.blocks.take()? {
+            Taken::Empty(block) => Some(block),
+            Taken::Cached(block) => {
                 self.index.evict(block);
-                block
+                if let Some(window) = &mut self.window {
+                    window.forget(block);
+                }
+                Some(block)
             }
-        };
-        self.owners[block as usize] = 1;
-        Some(block)
+        }
     }
 
     fn share(&mut self, block: u32) -> u32 {
-        let owners = &mut self.owners[block as usize];
-        if *owners == 0 {
-            self.idle.remove(&self.idle_since[block as usize]);
-        }
-        *owners += 1;
-        block
+        self.blocks.share(block)
+    }
+
+    fn share_window(&mut self, blocks: &[u32]) -> Vec<u32> {
+        let Some(window) = &mut self.window else { return Vec::new() };
+        blocks.iter().map(|&block| window.share(block)).collect()
     }
 
     fn give_back(&mut self, block: u32) {
-        let owners = &mut self.owners[block as usize];
-        *owners -= 1;
-        if *owners > 0 {
-            return;
-        }
-        if self.index.holds(block) {
-            self.now += 1;
-            self.idle_since[block as usize] = self.now;
-            self.idle.insert(self.now, block);
-        } else {
-            self.free.push(block);
-        }
+        self.blocks.give_back(block, || self.index.holds(block));
     }
 }
 
@@ -158,7 +162,11 @@ impl BlockPool {
 #[derive(Debug, Default)]
 pub struct BlockTable {
     blocks: Vec<u32>,
-    /// How many of them, from the first, are cached.
+    /// The same of the window's pool, never more of them: holes up to `window_start`, none from there on. Empty where there is
+    /// no such pool.
+    window: Vec<u32>,
+    window_start: usize,
+    /// How many blocks, from the first, are cached.
     num_cached: usize,
 }
 
@@ -166,7 +174,9 @@ impl BlockTable {
     /// A table that begins with cached blocks.
     pub fn with_prefix(prefix: &Prefix, pool: &mut BlockPool) -> Self {
         let blocks: Vec<u32> = prefix.blocks.iter().map(|&block| pool.share(block)).collect();
-        Self { num_cached: blocks.len(), blocks }
+        let window_start = prefix.window.iter().take_while(|&&block| block == NO_BLOCK).count();
+        let window = pool.share_window(&prefix.window);
+        Self { num_cached: blocks.len(), blocks, window, window_start }
     }
 
     /// Block ids in the order of the tokens.
@@ -174,17 +184,48 @@ impl BlockTable {
         &self.blocks
     }
 
-    /// Makes room for `num_tokens` tokens in all. Room that is there already stays.
+    /// The same of the window's pool: [`NO_BLOCK`] for blocks that fell out of the window, and none for the last ones as long
+    /// as there is no room for their tokens. Empty where there is no such pool.
+    pub fn window_blocks(&self) -> &[u32] {
+        &self.window
+    }
+
+    /// Tokens that there is room for, those that fell out of a window included.
+    pub fn room(&self) -> usize {
+        let blocks = if self.window.is_empty() { self.blocks.len() } else { self.blocks.len().min(self.window.len()) };
+        blocks * BLOCK_TOKENS
+    }
+
+    /// Makes room for `num_tokens` tokens in all; in the window's pool for no more than one step can have after those that
+    /// [`release`](Self::release) was told of. Room that is there already stays.
     ///
     /// # Errors
     /// [`OutOfBlocks`], with nothing taken.
     pub fn reserve(&mut self, num_tokens: usize, pool: &mut BlockPool) -> Result<(), OutOfBlocks> {
-        let missing = BlockPool::blocks_for(num_tokens).saturating_sub(self.blocks.len());
-        if missing > pool.num_free() {
+        let wanted = BlockPool::blocks_for(num_tokens);
+        let missing = wanted.saturating_sub(self.blocks.len());
+        let missing_window = match &pool.window {
+            Some(window) => wanted.min(self.window_start + window.blocks_each).saturating_sub(self.window.len()),
+            None => 0,
+        };
+        if missing > pool.num_free() || missing_window > pool.num_free_window() {
             return Err(OutOfBlocks);
         }
         self.blocks.extend(std::iter::from_fn(|| pool.take()).take(missing));
+        if let Some(window) = &mut pool.window {
+            self.window.extend(std::iter::from_fn(|| window.take()).take(missing_window));
+        }
         Ok(())
+    }
+
+    /// Gives back the blocks that are out of the windows of all tokens from `num_computed` on.
+    pub fn release(&mut self, num_computed: usize, pool: &mut BlockPool) {
+        let Some(window) = &mut pool.window else { return };
+        let first = window.size.first_block(num_computed).min(self.window.len());
+        for block in self.window.iter_mut().take(first).skip(self.window_start) {
+            window.give_back(std::mem::replace(block, NO_BLOCK));
+        }
+        self.window_start = self.window_start.max(first);
     }
 
     /// Caches the blocks that `tokens`, which are all computed, fill. Where the cache has a block of the same content
@@ -202,6 +243,9 @@ impl BlockTable {
                 // What comes after it could never be found.
                 Inserted::Refused => return,
             }
+            if let (Some(window), Some(own)) = (&mut pool.window, self.window.get_mut(index)) {
+                window.cache(self.blocks[index], own);
+            }
             self.num_cached = index + 1;
         }
     }
@@ -211,23 +255,31 @@ impl BlockTable {
     pub fn share_prefix(&self, num_tokens: usize, pool: &mut BlockPool) -> Self {
         let full = (num_tokens / BLOCK_TOKENS).min(self.blocks.len());
         let blocks = self.blocks[..full].iter().map(|&block| pool.share(block)).collect();
-        Self { blocks, num_cached: self.num_cached.min(full) }
+        let window = pool.share_window(&self.window[..full.min(self.window.len())]);
+        let window_start = self.window_start.min(window.len());
+        Self { blocks, window, window_start, num_cached: self.num_cached.min(full) }
     }
 
     /// Gives all blocks back.
     pub fn clear(&mut self, pool: &mut BlockPool) {
         self.num_cached = 0;
+        self.window_start = 0;
         // The last block goes first: the next table gets them in the same order, and leaves are idle before their parents.
         for block in self.blocks.drain(..).rev() {
             pool.give_back(block);
+        }
+        if let Some(window) = &mut pool.window {
+            self.window.drain(..).rev().for_each(|block| window.give_back(block));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::kv::PrefixMiss;
 
     #[test]
     fn reserve_takes_whole_blocks_or_nothing() {
@@ -317,11 +369,98 @@ mod tests {
         pool.check(&tables).unwrap();
     }
 
+    /// A window of 40 tokens in a pool of so many blocks, and steps of at most 64.
+    fn windowed(num_blocks: usize, num_window_blocks: usize) -> BlockPool {
+        BlockPool::with_window(num_blocks, KvWindow { num_tokens: 40, num_blocks: num_window_blocks }, STEP)
+    }
+
+    const STEP: usize = 64;
+
+    /// Computes a text step by step, and caches it.
+    fn compute(table: &mut BlockTable, tokens: &[u32], pool: &mut BlockPool) {
+        let mut computed = 0;
+        while computed < tokens.len() {
+            table.release(computed, pool);
+            computed = tokens.len().min(computed + STEP);
+            table.reserve(computed, pool).unwrap();
+            table.cache(SPACE, &tokens[..computed], pool);
+        }
+    }
+
+    #[test]
+    fn a_window_moves_on_and_leaves_holes() {
+        let mut pool = windowed(20, 5);
+        let mut table = BlockTable::default();
+        assert_eq!(table.reserve(10 * BLOCK_TOKENS, &mut pool), Ok(()));
+        assert_eq!((table.blocks().len(), table.window_blocks().len()), (10, 5), "39 and a step of 64 tokens");
+        assert_eq!((table.room(), pool.num_free_window(), pool.num_spare()), (5 * BLOCK_TOKENS, 0, 0));
+        let before = table.window_blocks().to_vec();
+        // Token 103 is the first that doesn't see the second block any more.
+        table.release(102, &mut pool);
+        assert_eq!(table.window_blocks(), [&[NO_BLOCK], &before[1..]].concat());
+        table.release(103, &mut pool);
+        assert_eq!(table.window_blocks()[..3], [NO_BLOCK, NO_BLOCK, before[2]]);
+        assert_eq!(table.reserve(10 * BLOCK_TOKENS, &mut pool), Ok(()));
+        assert_eq!((table.room(), pool.num_free_window()), (7 * BLOCK_TOKENS, 0));
+        pool.check([&table]).unwrap();
+        let mut other = BlockTable::default();
+        assert_eq!(other.reserve(1, &mut pool), Err(OutOfBlocks), "the other pool has ten free blocks");
+        assert_eq!(pool.num_free(), 10);
+        table.clear(&mut pool);
+        assert_eq!((pool.num_free(), pool.num_free_window()), (20, 5));
+        pool.check([]).unwrap();
+    }
+
+    #[test]
+    fn a_chain_is_cut_where_a_window_isnt_there() {
+        let mut pool = windowed(30, 6);
+        let tokens = &text(0)[..6 * BLOCK_TOKENS];
+        let mut table = BlockTable::default();
+        compute(&mut table, tokens, &mut pool);
+        table.clear(&mut pool);
+        assert_eq!((pool.num_idle(), pool.num_idle_window()), (6, 6));
+        let prefix = pool.find(SPACE, tokens);
+        assert_eq!((prefix.num_tokens(), prefix.miss), (6 * BLOCK_TOKENS, None));
+        assert_eq!(prefix.window.iter().filter(|&&block| block != NO_BLOCK).count(), 2, "39 tokens");
+        // One more block is needed: the first is idle longest. Then the beginning can't be gone on from, the rest can.
+        let mut other = BlockTable::default();
+        other.reserve(1, &mut pool).unwrap();
+        let found = |pool: &BlockPool, len: usize| {
+            let prefix = pool.find(SPACE, &tokens[..len * BLOCK_TOKENS]);
+            (prefix.num_tokens() / BLOCK_TOKENS, prefix.miss)
+        };
+        let evicted = Some(PrefixMiss::Evicted);
+        assert_eq!([1, 2, 3, 6].map(|len| found(&pool, len)), [(0, evicted), (0, evicted), (3, None), (6, None)]);
+        // Who computes it again brings the windows back, on the chain that is there.
+        let mut again = BlockTable::default();
+        compute(&mut again, &tokens[..2 * BLOCK_TOKENS], &mut pool);
+        assert_eq!(pool.num_free(), 30 - 1 - 2);
+        pool.check([&other, &again]).unwrap();
+        assert_eq!(found(&pool, 2), (2, None));
+        // A block of the chain itself takes its window along.
+        let mut all = BlockTable::default();
+        again.clear(&mut pool);
+        other.clear(&mut pool);
+        let mut full_only = BlockPool::with_window(30, KvWindow { num_tokens: 40, num_blocks: 60 }, STEP);
+        compute(&mut all, tokens, &mut full_only);
+        all.clear(&mut full_only);
+        let [mut a, mut b] = [0, 1].map(|_| BlockTable::default());
+        a.reserve(13 * BLOCK_TOKENS, &mut full_only).unwrap();
+        b.reserve(13 * BLOCK_TOKENS, &mut full_only).unwrap();
+        assert_eq!((full_only.num_idle(), full_only.num_idle_window()), (4, 4));
+        full_only.check([&a, &b]).unwrap();
+        for table in [&mut a, &mut b] {
+            table.clear(&mut full_only);
+        }
+        full_only.check([]).unwrap();
+        pool.check([]).unwrap();
+    }
+
     #[derive(Debug, Clone)]
     enum Call {
         Begin { table: usize, text: u32, num_tokens: usize },
         Reserve { table: usize, num_tokens: usize },
-        Compute { table: usize },
+        Compute { table: usize, num_tokens: usize },
         Share { from: usize, to: usize, num_tokens: usize },
         Clear { table: usize },
     }
@@ -331,7 +470,7 @@ mod tests {
             3 => (0..6_usize, 0..4_u32, 0..400_usize)
                 .prop_map(|(table, text, num_tokens)| Call::Begin { table, text, num_tokens }),
             3 => (0..6_usize, 0..400_usize).prop_map(|(table, num_tokens)| Call::Reserve { table, num_tokens }),
-            4 => (0..6_usize).prop_map(|table| Call::Compute { table }),
+            6 => (0..6_usize, 1..=STEP).prop_map(|(table, num_tokens)| Call::Compute { table, num_tokens }),
             2 => (0..6_usize, 0..6_usize, 0..400_usize)
                 .prop_map(|(from, to, num_tokens)| Call::Share { from, to, num_tokens }),
             1 => (0..6_usize).prop_map(|table| Call::Clear { table }),
@@ -342,13 +481,15 @@ mod tests {
         #[test]
         fn random_traces_keep_the_count_and_find_only_what_was_computed(
             num_blocks in 0..40_usize,
-            calls in prop::collection::vec(call(), 0..120),
+            num_window_blocks in prop::option::of(0..20_usize),
+            calls in prop::collection::vec(call(), 0..160),
         ) {
-            let mut pool = BlockPool::new(num_blocks);
+            let mut pool = num_window_blocks.map_or_else(|| BlockPool::new(num_blocks), |n| windowed(num_blocks, n));
             let mut tables: Vec<BlockTable> = (0..6).map(|_| BlockTable::default()).collect();
-            let mut texts = [0; 6];
+            let (mut texts, mut computed) = ([0; 6], [0; 6]);
             // What each block was last filled with: all tokens up to its end.
             let mut contents = vec![Vec::new(); num_blocks];
+            let mut window_contents = vec![Vec::new(); num_window_blocks.unwrap_or(0)];
             for call in calls {
                 match call {
                     Call::Begin { table, text: id, num_tokens } => {
@@ -358,8 +499,9 @@ mod tests {
                         for (index, &block) in prefix.blocks.iter().enumerate() {
                             prop_assert_eq!(&contents[block as usize], &tokens[..(index + 1) * BLOCK_TOKENS]);
                         }
-                        texts[table] = id;
-                        let fits = pool.needed(num_tokens, &prefix) <= pool.num_free();
+                        (texts[table], computed[table]) = (id, prefix.num_tokens());
+                        let fits = pool.has_room(num_tokens, &prefix, 0);
+                        prop_assert!(!fits || pool.needed(num_tokens, &prefix) <= pool.num_free());
                         tables[table] = BlockTable::with_prefix(&prefix, &mut pool);
                         prop_assert_eq!(tables[table].reserve(num_tokens, &mut pool).is_ok(), fits);
                     }
@@ -367,27 +509,61 @@ mod tests {
                         let (before, free) = (tables[table].blocks().to_vec(), pool.num_free());
                         let need = BlockPool::blocks_for(num_tokens).saturating_sub(before.len());
                         let result = tables[table].reserve(num_tokens, &mut pool);
-                        prop_assert_eq!(result.is_ok(), need <= free);
+                        prop_assert!(result.is_err() || need <= free);
+                        prop_assert!(result.is_ok() || need > free || num_window_blocks.is_some());
                         prop_assert_eq!(&tables[table].blocks()[..before.len()], &before[..]);
                         let taken = tables[table].blocks().len() - before.len();
                         prop_assert_eq!(taken, if result.is_ok() { need } else { 0 });
                     }
-                    Call::Compute { table: index } => {
+                    Call::Compute { table: index, num_tokens } => {
                         let (table, tokens) = (&mut tables[index], text(texts[index]));
-                        for index in table.num_cached..table.blocks.len() {
-                            contents[table.blocks[index] as usize] = tokens[..(index + 1) * BLOCK_TOKENS].to_vec();
+                        let done = computed[index];
+                        table.release(done, &mut pool);
+                        if table.reserve(tokens.len().min(done + num_tokens), &mut pool).is_err() {
+                            continue;
                         }
-                        table.cache(SPACE, &tokens[..table.blocks.len() * BLOCK_TOKENS], &mut pool);
+                        let end = tokens.len().min(done + num_tokens);
+                        prop_assert!(table.room() >= end);
+                        // The last 39 tokens are where the next one looks for them.
+                        if num_window_blocks.is_some() {
+                            let seen = (done + 1).saturating_sub(40) / BLOCK_TOKENS..done / BLOCK_TOKENS;
+                            for block in seen {
+                                let content = &window_contents[table.window[block] as usize];
+                                prop_assert_eq!(content, &tokens[..(block + 1) * BLOCK_TOKENS]);
+                            }
+                        }
+                        for block in done / BLOCK_TOKENS..end / BLOCK_TOKENS {
+                            let content = tokens[..(block + 1) * BLOCK_TOKENS].to_vec();
+                            if num_window_blocks.is_some() {
+                                window_contents[table.window[block] as usize] = content.clone();
+                            }
+                            contents[table.blocks[block] as usize] = content;
+                        }
+                        computed[index] = end;
+                        table.cache(SPACE, &tokens[..end], &mut pool);
                     }
                     Call::Share { from, to, num_tokens } => {
-                        // Only what was computed is shared.
-                        let num_tokens = num_tokens.min(tables[from].num_cached * BLOCK_TOKENS);
-                        let shared = tables[from].share_prefix(num_tokens, &mut pool);
+                        // Only what was computed is shared, and with a window all of it, the begun block as a copy.
+                        let mut shared;
+                        if num_window_blocks.is_some() {
+                            shared = tables[from].share_prefix(computed[from], &mut pool);
+                            computed[to] = computed[from];
+                            if shared.reserve(computed[from], &mut pool).is_err() {
+                                shared.clear(&mut pool);
+                                computed[to] = 0;
+                            }
+                        } else {
+                            shared = tables[from].share_prefix(num_tokens.min(computed[from]), &mut pool);
+                            computed[to] = shared.blocks.len() * BLOCK_TOKENS;
+                        }
                         let mut old = std::mem::replace(&mut tables[to], shared);
                         old.clear(&mut pool);
                         texts[to] = texts[from];
                     }
-                    Call::Clear { table } => tables[table].clear(&mut pool),
+                    Call::Clear { table } => {
+                        tables[table].clear(&mut pool);
+                        computed[table] = 0;
+                    }
                 }
                 prop_assert_eq!(pool.check(&tables), Ok(()));
             }
@@ -395,6 +571,7 @@ mod tests {
                 table.clear(&mut pool);
             }
             prop_assert_eq!(pool.num_free(), num_blocks);
+            prop_assert_eq!(pool.num_free_window(), num_window_blocks.unwrap_or(0));
         }
     }
 }

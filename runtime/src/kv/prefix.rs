@@ -34,6 +34,8 @@ pub enum PrefixMiss {
 pub struct Prefix {
     /// Blocks in the order of the tokens; each is full.
     pub(super) blocks: Vec<u32>,
+    /// The same of the window's pool, as far as the next token needs them; holes before. Empty where there is no such pool.
+    pub(super) window: Vec<u32>,
     /// Why the chain ends before the prompt does; `None`: everything that can be reused was found.
     pub miss: Option<PrefixMiss>,
 }
@@ -41,7 +43,11 @@ pub struct Prefix {
 impl Prefix {
     /// Nothing, and why.
     pub fn none(miss: PrefixMiss) -> Self {
-        Self { blocks: Vec::new(), miss: Some(miss) }
+        Self::of(Vec::new(), Some(miss))
+    }
+
+    fn of(blocks: Vec<u32>, miss: Option<PrefixMiss>) -> Self {
+        Self { blocks, window: Vec::new(), miss }
     }
 
     /// Tokens found.
@@ -140,12 +146,12 @@ impl PrefixIndex {
             let Some(block) = self.get(key, parent, tokens) else {
                 let was_here = self.was_evicted.contains(&key);
                 let miss = if was_here { PrefixMiss::Evicted } else { PrefixMiss::NoMatch };
-                return Prefix { blocks, miss: Some(miss) };
+                return Prefix::of(blocks, Some(miss));
             };
             blocks.push(block);
             parent = Parent::Block(block);
         }
-        Prefix { blocks, miss: None }
+        Prefix::of(blocks, None)
     }
 
     /// Makes a block known that holds `tokens` after `parent`; without a parent they are the sequence's first.
@@ -243,12 +249,12 @@ mod tests {
         let mut index = PrefixIndex::new(8);
         let text = tokens(0, 3);
         assert_eq!(insert(&mut index, &[4, 2, 6], &text), [Inserted::New; 3]);
-        assert_eq!(index.find(SPACE, &text), Prefix { blocks: vec![4, 2, 6], miss: None });
-        assert_eq!(index.find(SPACE, &text[..95]), Prefix { blocks: vec![4, 2], miss: None });
+        assert_eq!(index.find(SPACE, &text), Prefix::of(vec![4, 2, 6], None));
+        assert_eq!(index.find(SPACE, &text[..95]), Prefix::of(vec![4, 2], None));
         assert_eq!(index.find(SPACE, &text[..31]).miss, Some(PrefixMiss::TooShort));
         let mut other = text.clone();
         other[40] = 9999;
-        assert_eq!(index.find(SPACE, &other), Prefix { blocks: vec![4], miss: Some(PrefixMiss::NoMatch) });
+        assert_eq!(index.find(SPACE, &other), Prefix::of(vec![4], Some(PrefixMiss::NoMatch)));
         assert_eq!(index.find(PrefixSpace(1), &text).miss, Some(PrefixMiss::NoMatch), "spaces don't meet");
         assert_eq!(index.find(SPACE, &text[32..]).blocks, [0; 0], "the same tokens at another place are another block");
         index.check().unwrap();
@@ -278,7 +284,7 @@ mod tests {
         let mut index = PrefixIndex::new(2);
         insert(&mut index, &[0, 1], &tokens(0, 2));
         index.evict(1);
-        assert_eq!(index.find(SPACE, &tokens(0, 2)), Prefix { blocks: vec![0], miss: Some(PrefixMiss::Evicted) });
+        assert_eq!(index.find(SPACE, &tokens(0, 2)), Prefix::of(vec![0], Some(PrefixMiss::Evicted)));
         for first in [1000, 2000] {
             insert(&mut index, &[1], &tokens(first, 1));
             index.evict(1);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::load::Build;
 use crate::engine::DraftExecutor;
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, KvSize, Limits, kv_bytes_per_token};
+use crate::exec::{ExecOptions, KvSize, Limits, WindowKv, kv_bytes};
 use crate::kv::BLOCK_TOKENS;
 use crate::loader::ModelFile;
 use crate::plan::OutputKind;
@@ -60,6 +60,8 @@ pub(super) fn load(
     let exec = ExecOptions {
         max_context: Some(limits.max_context.min(plan.max_context)),
         kv_size: KvSize::Tokens(limits.num_kv_blocks * BLOCK_TOKENS),
+        // It goes back behind guesses that were wrong.
+        window_kv: WindowKv::All,
         ..exec.clone()
     };
     let executor = build(&plan, &exec).map_err(|error| match error {
@@ -67,7 +69,7 @@ pub(super) fn load(
         error => error,
     })?;
     let kv_tokens = executor.limits().num_kv_blocks * BLOCK_TOKENS;
-    let kv_bytes = kv_tokens * kv_bytes_per_token(&plan, executor.kv_types());
+    let kv_bytes = kv_bytes(&plan, &executor.limits(), executor.kv_types());
     tracing::info!(draft = draft.name, executor = executor.name(), kv_tokens, kv_mib = kv_bytes >> 20, "draft model");
     let loaded = LoadedDraft { name: draft.name.clone(), kv_tokens, kv_bytes };
     Ok((DraftExecutor { executor, vocab_size: own.vocab_size().min(plan.vocab_size) }, loaded))

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use crate::config::{ModelConfig, SamplingDefaults};
 use crate::engine::{Engine, EngineOptions, SamplingParams};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executor, KvTypes, PrefixReuse, kv_bytes_per_token};
-use crate::kv::BLOCK_TOKENS;
+use crate::exec::{ExecOptions, Executor, KvTypes, PrefixReuse, kv_bytes};
+use crate::kv::KvPool;
 use crate::loader::ModelFile;
 use crate::models::draft::{DraftOptions, LoadedDraft};
 use crate::models::names;
@@ -192,13 +192,14 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
     }
     let executor = build(&plan, &options.exec)?;
     let limits = executor.limits();
-    let kv_bytes = limits.num_kv_blocks * BLOCK_TOKENS * kv_bytes_per_token(&plan, executor.kv_types());
+    let kv_bytes = kv_bytes(&plan, &limits, executor.kv_types());
     tracing::info!(
         model = name,
         architecture = plan.architecture,
         executor = executor.name(),
         context = limits.max_context,
         kv_blocks = limits.num_kv_blocks,
+        kv_window_blocks = limits.num_blocks(KvPool::Window),
         kv_types = %options.exec.kv_types,
         kv_mib = kv_bytes >> 20,
         "loaded in {:.0} ms",

@@ -4,7 +4,7 @@ use super::queue::WaitQueue;
 use super::sequence::{Class, SeqId, Sequence};
 use crate::error::{Error, Result};
 use crate::exec::OutputRows;
-use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, Prefix, PrefixMiss, PrefixSpace};
+use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, KvPool, KvWindow, Prefix, PrefixMiss, PrefixSpace};
 
 /// What the scheduler may hand out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Capacity {
     pub max_running: usize,
     /// Blocks in the pool.
     pub num_blocks: usize,
+    /// The pool of the layers that see a window only, if they have one of their own.
+    pub window: Option<KvWindow>,
     /// Most tokens of one sequence.
     pub max_context: usize,
 }
@@ -25,7 +27,13 @@ pub struct Capacity {
 impl Capacity {
     /// Most tokens that one sequence can ever have: its context, as far as the pool holds it.
     pub fn max_sequence_tokens(&self) -> usize {
-        self.max_context.min(self.num_blocks.saturating_mul(BLOCK_TOKENS))
+        // A window's pool that holds what one sequence ever needs at once holds sequences of any length.
+        let of_window = |window: KvWindow| {
+            let enough = window.num_blocks >= KvWindow::blocks_each(window.num_tokens, self.max_step_tokens);
+            if enough { usize::MAX } else { window.num_blocks }
+        };
+        let num_blocks = self.num_blocks.min(self.window.map_or(usize::MAX, of_window));
+        self.max_context.min(num_blocks.saturating_mul(BLOCK_TOKENS))
     }
 }
 
@@ -80,13 +88,15 @@ impl StepPlan {
 pub struct Fork {
     /// The new one.
     pub id: SeqId,
-    /// To be copied before the next step.
-    pub copy: Option<BlockCopy>,
+    /// To be copied before the next step: one block of each pool at most.
+    pub copies: [Option<BlockCopy>; 2],
 }
 
 /// A block whose content must be copied to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
+    /// Whose ids these are.
+    pub pool: KvPool,
     /// From here.
     pub from: u32,
     /// To here.
@@ -122,7 +132,10 @@ impl State {
         };
         Self {
             capacity,
-            pool: BlockPool::new(capacity.num_blocks),
+            pool: match capacity.window {
+                Some(window) => BlockPool::with_window(capacity.num_blocks, window, capacity.max_step_tokens),
+                None => BlockPool::new(capacity.num_blocks),
+            },
             running: Vec::new(),
             waiting: WaitQueue::default(),
             next_id: 0,
@@ -202,15 +215,17 @@ impl State {
         if wanted == 0 || !seq.decodes() {
             return 0;
         }
-        if self.pool.num_free() > num_running {
+        if self.pool.num_spare() > num_running {
             // Without success there is less room, which the next line sees.
             let _ = seq.table.reserve(seq.num_tokens + wanted, &mut self.pool);
         }
-        wanted.min(seq.table.blocks().len() * BLOCK_TOKENS - seq.num_tokens)
+        wanted.min(seq.table.room().saturating_sub(seq.num_tokens))
     }
 
     /// Makes room for the next `len` tokens of a running sequence, at the cost of those that rank lower.
     fn secure(&mut self, index: usize, len: usize, plan: &mut StepPlan) -> bool {
+        let seq = &mut self.running[index];
+        seq.table.release(seq.num_computed, &mut self.pool);
         loop {
             let seq = &mut self.running[index];
             if seq.table.reserve(seq.num_computed + len, &mut self.pool).is_ok() {
@@ -236,8 +251,7 @@ impl State {
             let prefix = self.find(next, tokens);
             // Room for all known tokens at once: two half-computed prompts can't starve each other of blocks. One more
             // block for each running sequence keeps it from being preempted again by the next few tokens of the others.
-            let wanted = self.pool.needed(next.num_tokens, &prefix) + self.running.len();
-            if wanted > self.pool.num_free() {
+            if !self.pool.has_room(next.num_tokens, &prefix, self.running.len()) {
                 return;
             }
             let Some(mut seq) = self.waiting.pop() else { return };
@@ -319,19 +333,28 @@ impl State {
         let mut seq = Sequence::new(id, parent.num_tokens, parent.class, parent.space);
         let num_running = self.running.len();
         // As for an admission: a block to spare for each running sequence.
-        if num_running >= self.capacity.max_running || 1 + num_running > self.pool.num_free() {
+        if num_running >= self.capacity.max_running || 1 + num_running > self.pool.num_spare() {
             self.waiting.resume(seq);
-            return Some(Fork { id, copy: None });
+            return Some(Fork { id, copies: [None; 2] });
         }
         let num_computed = parent.num_computed;
-        let begun = parent.table.blocks().get(num_computed / BLOCK_TOKENS).copied();
+        // The last block of each pool, if it's only begun.
+        let begun = |table: &BlockTable| {
+            let tables = [(KvPool::Full, table.blocks()), (KvPool::Window, table.window_blocks())];
+            tables.map(|(pool, blocks)| (pool, blocks.get(num_computed / BLOCK_TOKENS).copied()))
+        };
+        let of_parent = begun(&parent.table);
         seq.table = parent.table.share_prefix(num_computed, &mut self.pool);
         if seq.table.reserve(num_computed, &mut self.pool).is_ok() {
             seq.num_computed = num_computed;
         }
-        let own = seq.table.blocks().get(num_computed / BLOCK_TOKENS).copied();
+        let own = begun(&seq.table);
         self.run(seq);
-        Some(Fork { id, copy: begun.zip(own).map(|(from, to)| BlockCopy { from, to }) })
+        let copy = |index: usize| {
+            let (pool, from) = of_parent[index];
+            Some(BlockCopy { pool, from: from?, to: own[index].1? })
+        };
+        Some(Fork { id, copies: [copy(0), copy(1)] })
     }
 
     /// Ends a sequence, wherever it is, and frees its blocks at once. Unknown ids are ignored.
@@ -350,6 +373,12 @@ impl State {
     /// Block table of a running sequence; empty for others.
     pub fn blocks(&self, id: SeqId) -> &[u32] {
         self.position(id).map_or(&[], |index| self.running[index].table.blocks())
+    }
+
+    /// The same of the pool for layers with a window, with a [`NO_BLOCK`](crate::kv::NO_BLOCK) where the sequence needs none
+    /// any more; empty where there is no such pool.
+    pub fn window_blocks(&self, id: SeqId) -> &[u32] {
+        self.position(id).map_or(&[], |index| self.running[index].table.window_blocks())
     }
 
     /// No sequence is left.
@@ -382,6 +411,16 @@ impl State {
         self.pool.num_idle()
     }
 
+    /// As [`num_free_blocks`](Self::num_free_blocks) of the window's pool; 0 where there is none.
+    pub fn num_free_window_blocks(&self) -> usize {
+        self.pool.num_free_window()
+    }
+
+    /// As [`num_cached_blocks`](Self::num_cached_blocks) of the window's pool.
+    pub fn num_cached_window_blocks(&self) -> usize {
+        self.pool.num_idle_window()
+    }
+
     /// What it hands out.
     pub fn capacity(&self) -> Capacity {
         self.capacity
@@ -400,7 +439,7 @@ impl State {
             return Err(format!("{} sequences run", self.running.len()));
         }
         for seq in &self.running {
-            if seq.table.blocks().len() * BLOCK_TOKENS < seq.num_computed {
+            if seq.table.room() < seq.num_computed {
                 return Err(format!("sequence {:?} has more computed tokens than room", seq.id));
             }
         }

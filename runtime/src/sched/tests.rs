@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Error;
 use crate::exec::OutputRows;
-use crate::kv::{BLOCK_TOKENS, PrefixMiss, PrefixSpace};
+use crate::kv::{BLOCK_TOKENS, KvPool, KvWindow, NO_BLOCK, PrefixMiss, PrefixSpace};
 
 const SPACE: Option<PrefixSpace> = Some(PrefixSpace(0));
 
@@ -27,11 +27,16 @@ fn submit(state: &mut State, num_tokens: usize, max_total: usize) -> crate::Resu
 }
 
 fn state(max_step_tokens: usize, max_running: usize, num_blocks: usize) -> State {
+    windowed(max_step_tokens, max_running, num_blocks, None)
+}
+
+fn windowed(max_step_tokens: usize, max_running: usize, num_blocks: usize, window: Option<KvWindow>) -> State {
     State::new(Capacity {
         max_step_tokens,
         max_step_outputs: max_running + 5,
         max_running,
         num_blocks,
+        window,
         max_context: 4096,
     })
 }
@@ -230,10 +235,11 @@ fn a_fork_shares_full_blocks_and_copies_the_begun_one() {
     let fork = state.fork(first).unwrap();
     let (of_first, of_fork) = (state.blocks(first).to_vec(), state.blocks(fork.id).to_vec());
     assert_eq!(of_first[..2], of_fork[..2]);
-    assert_eq!(fork.copy, Some(BlockCopy { from: of_first[2], to: of_fork[2] }));
+    let copy = BlockCopy { pool: KvPool::Full, from: of_first[2], to: of_fork[2] };
+    assert_eq!(fork.copies, [Some(copy), None]);
     assert_ne!(of_first[2], of_fork[2]);
     let waiting = state.fork(first).unwrap();
-    assert_eq!((state.num_waiting(), waiting.copy), (1, None), "no more than two run");
+    assert_eq!((state.num_waiting(), waiting.copies), (1, [None; 2]), "no more than two run");
     for id in [first, fork.id, waiting.id] {
         state.append(id);
     }
@@ -241,6 +247,85 @@ fn a_fork_shares_full_blocks_and_copies_the_begun_one() {
     state.remove(first);
     assert_eq!(shape(&step_of(&mut state, &mut texts)), [(1, 71, 1, OutputRows::Last), (2, 0, 71, OutputRows::Last)]);
     assert!(state.fork(first).is_none());
+}
+
+/// A window of 40 tokens in a pool of so many blocks.
+const fn window(num_blocks: usize) -> Option<KvWindow> {
+    Some(KvWindow { num_tokens: 40, num_blocks })
+}
+
+#[test]
+fn what_falls_out_of_the_window_is_given_back_however_long_the_text() {
+    // 39 tokens and a step of 16, which may begin inside a block: three blocks.
+    let mut state = windowed(16, 8, 100, window(3));
+    let id = submit(&mut state, 100, 3000).unwrap();
+    let mut most = 0;
+    for _ in 0..2000 {
+        step(&mut state);
+        most = most.max(3 - state.num_free_window_blocks());
+    }
+    assert_eq!(most, 3);
+    assert!(state.blocks(id).len() > 60, "the other layers keep all of it");
+    let first = (state.blocks(id).len() - 1).saturating_sub(3);
+    assert!(state.window_blocks(id)[..first].iter().all(|&block| block == NO_BLOCK));
+    state.remove(id);
+    assert_eq!((state.num_free_blocks(), state.num_free_window_blocks()), (100, 3));
+}
+
+#[test]
+fn a_windows_pool_limits_admission_and_preempts_like_the_other_one() {
+    let mut state = windowed(512, 8, 100, window(4));
+    for _ in 0..3 {
+        submit(&mut state, BLOCK_TOKENS, 100).unwrap();
+    }
+    assert_eq!(step(&mut state).pieces.len(), 2, "the third would leave none to spare");
+    let preempted: Vec<_> = (0..20).flat_map(|_| step(&mut state).preempted).collect();
+    assert_eq!(preempted, []);
+    assert_eq!(state.num_free_window_blocks(), 0);
+    let preempted: Vec<_> = (0..40).flat_map(|_| step(&mut state).preempted).collect();
+    assert_eq!(preempted, [SeqId(1)]);
+    let error = submit(&mut windowed(512, 8, 100, window(2)), 10, 65).unwrap_err();
+    assert!(matches!(error, Error::ContextLength { context_tokens: 64, .. }), "too few blocks for a step: {error:?}");
+}
+
+#[test]
+fn a_chain_is_used_up_to_where_its_window_is_there() {
+    let (mut state, mut texts) = (windowed(64, 8, 100, window(8)), Texts::default());
+    let text: Vec<u32> = (0..256).collect();
+    let mut ask = |state: &mut State, text: &[u32]| {
+        let id = state.submit(text.len(), text.len() + 1, Class::default(), SPACE).unwrap();
+        texts.0.insert(id, text.to_vec());
+        let first = step_of(state, &mut texts);
+        while state.blocks(id).len() * BLOCK_TOKENS < text.len() || step_of(state, &mut texts).pieces[0].len > 1 {}
+        state.remove(id);
+        let [(_, cached, miss)] = admitted(&first)[..] else { panic!("{first:?}") };
+        (cached, miss)
+    };
+    assert_eq!(ask(&mut state, &text), (0, Some(PrefixMiss::NoMatch)));
+    assert_eq!(ask(&mut state, &text), (224, None));
+    assert_eq!(ask(&mut state, &text[..100]), (96, None), "the whole text's windows are there");
+    // Another text takes blocks of the windows, those that have been idle longest first, and hardly any of the others.
+    let other: Vec<u32> = (1000..1100).collect();
+    assert_eq!(ask(&mut state, &other), (0, Some(PrefixMiss::NoMatch)));
+    let (cached, miss) = ask(&mut state, &text);
+    assert!(cached < 224 && cached.is_multiple_of(BLOCK_TOKENS), "{cached}");
+    assert_eq!(miss, Some(PrefixMiss::Evicted));
+    assert_eq!(ask(&mut state, &text), (224, None), "what was computed again is there again");
+}
+
+#[test]
+fn a_fork_copies_the_begun_block_of_both_pools() {
+    let (mut state, texts) = (windowed(512, 2, 100, window(30)), Texts::default());
+    let mut plan = StepPlan::default();
+    let first = submit(&mut state, 70, 100).unwrap();
+    state.schedule(&mut plan, &texts);
+    state.advance(&plan, &texts);
+    let fork = state.fork(first).unwrap();
+    let [of_first, of_fork] = [first, fork.id].map(|id| state.window_blocks(id).to_vec());
+    assert_eq!(of_first[..2], of_fork[..2]);
+    let copy = BlockCopy { pool: KvPool::Window, from: of_first[2], to: of_fork[2] };
+    assert_eq!((fork.copies[0].map(|copy| copy.pool), fork.copies[1]), (Some(KvPool::Full), Some(copy)));
+    state.check().unwrap();
 }
 
 #[derive(Debug, Clone)]
@@ -289,13 +374,33 @@ struct Seen {
     first_step: Option<usize>,
 }
 
-/// What an executor's cache holds: for each slot the whole text up to it, as a hash, and the space it was written in.
-struct Cache(Vec<Option<(u64, Option<PrefixSpace>)>>);
+/// For each slot the whole text up to it, as a hash, and the space it was written in.
+type Slots = Vec<Option<(u64, Option<PrefixSpace>)>>;
+
+/// What an executor's caches hold.
+struct Cache {
+    full: Slots,
+    window: Slots,
+    size: Option<KvWindow>,
+}
 
 impl Cache {
-    fn copy(&mut self, BlockCopy { from, to }: BlockCopy) {
+    fn copy(&mut self, BlockCopy { pool, from, to }: BlockCopy) {
         let start = |block: u32| block as usize * BLOCK_TOKENS;
-        self.0.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
+        let slots = match pool {
+            KvPool::Full => &mut self.full,
+            KvPool::Window => &mut self.window,
+        };
+        slots.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
+    }
+
+    /// Writes what the last token of a text leaves at its position.
+    fn write(&mut self, state: &State, id: SeqId, text: &[u32], space: Option<PrefixSpace>) {
+        let (position, written) = (text.len() - 1, Some((Self::hash(text), space)));
+        self.full[Self::slot(state.blocks(id), position)] = written;
+        if self.size.is_some() {
+            self.window[Self::slot(state.window_blocks(id), position)] = written;
+        }
     }
 
     fn hash(tokens: &[u32]) -> u64 {
@@ -312,19 +417,30 @@ impl Cache {
     fn compute(
         &mut self,
         piece: &Piece,
-        blocks: &[u32],
+        state: &State,
         text: &[u32],
         space: Option<PrefixSpace>,
     ) -> Result<(), String> {
+        let (blocks, window_blocks) = (state.blocks(piece.id), state.window_blocks(piece.id));
         for position in 0..piece.start {
-            let found = self.0[Self::slot(blocks, position)];
             let expected = Some((Self::hash(&text[..=position]), space));
-            if found != expected {
+            let found = self.full[Self::slot(blocks, position)];
+            // A hole is outside of the pool.
+            let seen = self.size.is_some_and(|window| position + window.num_tokens > piece.start);
+            let in_window = if seen { self.window[Self::slot(window_blocks, position)] } else { expected };
+            if found != expected || in_window != expected {
                 return Err(format!("{:?} finds something else at position {position} of {}", piece.id, piece.start));
             }
         }
         for position in piece.start..piece.start + piece.len {
-            self.0[Self::slot(blocks, position)] = Some((Self::hash(&text[..=position]), space));
+            self.write(state, piece.id, &text[..=position], space);
+        }
+        if let Some(window) = self.size {
+            let held = window_blocks.iter().filter(|&&block| block != NO_BLOCK).count();
+            let most = KvWindow::blocks_each(window.num_tokens, state.capacity().max_step_tokens);
+            if held > most {
+                return Err(format!("{:?} holds {held} blocks of a window that needs {most}", piece.id));
+            }
         }
         Ok(())
     }
@@ -337,12 +453,18 @@ proptest! {
         max_step_tokens in 1..64_usize,
         max_running in 1..12_usize,
         num_blocks in 1..16_usize,
+        window in prop::option::of((1..100_usize, 1..16_usize)),
         mut requests in prop::collection::vec(request(), 1..25),
     ) {
-        let mut state = state(max_step_tokens, max_running, num_blocks);
+        let window = window.map(|(num_tokens, num_blocks)| KvWindow { num_tokens, num_blocks });
+        let mut state = windowed(max_step_tokens, max_running, num_blocks, window);
+        let num_window_blocks = window.map_or(0, |window| window.num_blocks);
+        let longest = state.capacity().max_sequence_tokens();
+        prop_assert!(window.is_some() || longest == num_blocks * BLOCK_TOKENS);
         let mut plan = StepPlan::default();
         let mut texts = Texts::default();
-        let mut cache = Cache(vec![None; num_blocks * BLOCK_TOKENS]);
+        let slots = |num_blocks: usize| vec![None; num_blocks * BLOCK_TOKENS];
+        let mut cache = Cache { full: slots(num_blocks), window: slots(num_window_blocks), size: window };
         let mut seen: HashMap<SeqId, Seen> = HashMap::new();
         let mut first_steps: HashMap<(i32, u64), Vec<SeqId>> = HashMap::new();
         requests.sort_by_key(|request| request.arrives);
@@ -356,12 +478,12 @@ proptest! {
                 let total = request.prompt + request.generates;
                 match state.submit(request.prompt, total, request.class, request.space) {
                     Ok(id) => {
-                        prop_assert!(total <= num_blocks * BLOCK_TOKENS);
+                        prop_assert!(total <= longest);
                         texts.0.insert(id, (0..request.prompt).map(|i| token(request.text, i)).collect());
                         let leaves_at = request.leaves.map(|after| now + after);
                         seen.insert(id, Seen { request, answer: 0, generated: 0, computed: 0, leaves_at, first_step: None });
                     }
-                    Err(_) => prop_assert!(total > num_blocks * BLOCK_TOKENS),
+                    Err(_) => prop_assert!(total > longest),
                 }
             }
             let gone: Vec<SeqId> = seen.iter().filter(|(_, s)| s.leaves_at == Some(now)).map(|(&id, _)| id).collect();
@@ -410,7 +532,7 @@ proptest! {
                 prop_assert!(piece.num_guesses == 0 || piece.len == 1);
                 let room = state.blocks(piece.id).len() * BLOCK_TOKENS;
                 prop_assert!(room >= piece.num_tokens.min(s.computed) + piece.num_guesses);
-                let computed = cache.compute(piece, state.blocks(piece.id), texts.tokens(piece.id), s.request.space);
+                let computed = cache.compute(piece, &state, texts.tokens(piece.id), s.request.space);
                 prop_assert_eq!(computed, Ok(()));
             }
             state.advance(&plan, &texts);
@@ -423,8 +545,7 @@ proptest! {
                     for position in piece.num_tokens..piece.num_tokens + num_right {
                         let text = texts.0.get_mut(&piece.id).unwrap();
                         text.push(token(s.request.text, position) + 100_000 * s.answer);
-                        let slot = Cache::slot(state.blocks(piece.id), position);
-                        cache.0[slot] = Some((Cache::hash(text), s.request.space));
+                        cache.write(&state, piece.id, text, s.request.space);
                         state.append(piece.id);
                     }
                     state.accept(piece.id, num_right);
@@ -435,8 +556,8 @@ proptest! {
                             let s = &seen[&piece.id];
                             let fork = state.fork(piece.id).unwrap();
                             let runs = state.running().any(|id| id == fork.id);
-                            prop_assert!(runs || fork.copy.is_none());
-                            fork.copy.into_iter().for_each(|copy| cache.copy(copy));
+                            prop_assert!(runs || fork.copies == [None; 2]);
+                            fork.copies.into_iter().flatten().for_each(|copy| cache.copy(copy));
                             let computed = if runs { s.computed } else { 0 };
                             let request = s.request.clone();
                             let mut text = texts.tokens(piece.id).to_vec();
@@ -467,6 +588,7 @@ proptest! {
         }
         prop_assert!(seen.is_empty());
         prop_assert_eq!(state.num_free_blocks(), num_blocks);
+        prop_assert_eq!(state.num_free_window_blocks(), num_window_blocks);
         for (client, order) in first_steps {
             prop_assert!(order.is_sorted(), "{:?}: first come, first served: {:?}", client, order);
         }

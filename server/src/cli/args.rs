@@ -106,6 +106,7 @@ impl ExecArgs {
                 (None, Some(tokens)) => KvSize::Tokens(tokens.get()),
                 (None, None) => KvSize::Auto,
             },
+            window_kv: defaults.window_kv,
             max_step_tokens: self.batch_tokens.map_or(defaults.max_step_tokens, NonZeroUsize::get),
             activations: match self.activations {
                 ActivationsArg::Q8 => Activations::Q8,

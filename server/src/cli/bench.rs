@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 use shimmy_kernels::cpu::{CpuKernels, ceiling, topology};
-use shimmy_runtime::exec::{self, KvSize};
+use shimmy_runtime::exec::{self, KvSize, WindowKv};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::measure::speed::{self, Workload, median};
 use shimmy_runtime::plan::{OutputKind, Plan, cost};
@@ -82,6 +82,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     };
     // As large as the work needs: with less memory than one full context, the bench runs all the same.
     let mut options = args.exec.options();
+    // Its steps go back to positions that they have left.
+    options.window_kv = WindowKv::All;
     options.max_context = options.max_context.or(Some(work.sequence_tokens().max(1)));
     if options.kv_size == KvSize::Auto {
         options.kv_size = KvSize::Tokens(work.kv_tokens().max(1));

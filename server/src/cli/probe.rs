@@ -95,7 +95,7 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
     options.max_context = Some(context.min(shimmy_runtime::kv::BLOCK_TOKENS));
     options.max_step_tokens = options.max_step_tokens.min(shimmy_runtime::kv::BLOCK_TOKENS);
     let executor = shimmy_runtime::exec::build(&plan, &options)?;
-    let per_token = shimmy_runtime::exec::kv_bytes_per_token(&plan, executor.kv_types());
+    let kv_bytes = shimmy_runtime::exec::kv_bytes_of_context(&plan, &args.exec.options(), executor.kv_types(), context);
     let executor = executor.name();
     let executor = match options.backend {
         Backend::Auto => executor.to_owned(),
@@ -105,7 +105,7 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
         name: found.name,
         architecture: config.architecture,
         weight_bytes: file.tensor_bytes(),
-        kv_bytes: per_token as u64 * context as u64,
+        kv_bytes: kv_bytes as u64,
         context,
         executor,
     })

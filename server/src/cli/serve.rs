@@ -121,9 +121,14 @@ fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
         let (exec, name) = (exec.clone(), Some(model.name.clone()));
         let options = LoadOptions { exec, engine, name, draft, progress: bar.watcher() };
         let loaded = models::load(&model.path, &options)?;
-        let held = loaded.engine.limits().num_kv_blocks * BLOCK_TOKENS;
+        let limits = loaded.engine.limits();
+        let held = limits.num_kv_blocks * BLOCK_TOKENS;
+        let of_windows = limits.window.map_or(String::new(), |window| {
+            let held = window.num_blocks * BLOCK_TOKENS;
+            format!(" ({held} of them in layers that see the last {})", window.num_tokens)
+        });
         eprintln!(
-            "{}: context {} tokens; KV cache {held} tokens in {}, up to {}",
+            "{}: context {} tokens; KV cache {held} tokens{of_windows} in {}, up to {}",
             loaded.name,
             loaded.engine.context_tokens(),
             loaded.kv_types,

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use serde_json::json;
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, WindowKv};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::measure::divergence::{self, Divergence};
 use shimmy_runtime::measure::speed;
@@ -65,6 +65,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let sized = |options: ExecOptions| ExecOptions {
         max_context: Some(room),
         kv_size: KvSize::Tokens(room),
+        window_kv: WindowKv::All,
         // Small steps: the logits of every position are wanted.
         max_step_tokens: PIECE,
         ..options

@@ -99,16 +99,23 @@ impl Families {
 fn add_model(families: &mut Families, model: &LoadedModel) {
     let labels = [("model_name", model.name.as_str())];
     let (stats, metrics) = (model.engine.stats(), model.engine.metrics());
-    let EngineStats { total_blocks, free_blocks, .. } = stats;
-    let used = (total_blocks - free_blocks) as f64 / total_blocks.max(1) as f64;
+    let EngineStats { total_blocks, free_blocks, total_window_blocks, free_window_blocks, .. } = stats;
+    let share = |total: usize, free: usize| (total - free) as f64 / total.max(1) as f64;
+    let used = share(total_blocks, free_blocks).max(share(total_window_blocks, free_window_blocks));
     for (name, help, value) in [
         ("vllm:num_requests_running", "Generations that own KV blocks.", stats.running as f64),
         ("vllm:num_requests_waiting", "Requests that wait for their first step.", stats.queued as f64),
-        ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use; 1 is all.", used),
+        ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, of the fuller pool; 1 is all.", used),
         ("vllm:gpu_cache_usage_perc", "The older name of kv_cache_usage_perc, whatever the device.", used),
         ("shimmy_kv_blocks", "KV blocks.", total_blocks as f64),
         ("shimmy_draft_blocks", "KV blocks of the draft model in use.", stats.draft_blocks as f64),
         ("shimmy_cached_blocks", "KV blocks that nobody uses and that hold a prefix.", stats.cached_blocks as f64),
+        ("shimmy_window_kv_blocks", "KV blocks of layers with a window.", total_window_blocks as f64),
+        (
+            "shimmy_cached_window_blocks",
+            "KV blocks of layers with a window that nobody uses and that hold the end of a prefix.",
+            stats.cached_window_blocks as f64,
+        ),
     ] {
         families.gauge(name, help, &labels, value);
     }

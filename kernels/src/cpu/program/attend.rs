@@ -127,7 +127,7 @@ impl Run<'_> {
             // SAFETY: queries are complete since the last barrier.
             *slot = (unsafe { self.row(&span, row) }, start.max(within.start)..end.min(within.end));
         }
-        let blocks = self.code.num_blocks * cache.num_kv_heads;
+        let blocks = self.code.num_blocks_in(cache.pool) * cache.num_kv_heads;
         let (k_len, v_len) =
             (blocks * self.code.kv.k.block_bytes(cache.k_dim), blocks * self.code.kv.v.block_bytes(cache.v_dim));
         // SAFETY: nobody writes to the cache between the barriers around this instruction.
@@ -138,7 +138,7 @@ impl Run<'_> {
             kv: self.code.kv,
             k,
             v,
-            table: &self.input.blocks[seq.table.clone()],
+            table: &self.input.blocks_in(cache.pool)[seq.table.clone()],
             num_kv_heads: cache.num_kv_heads,
             kv_head,
             k_dim: cache.k_dim,

@@ -13,11 +13,19 @@ pub struct ProgramBuilder {
     kernels: CpuKernels,
     buffers: Vec<(usize, Rows)>,
     acts: Vec<usize>,
-    caches: Vec<(usize, usize, usize)>,
+    caches: Vec<CacheShape>,
     weights: Vec<WeightSlot>,
     vectors: Vec<Vec<f32>>,
     rope_halves: Vec<usize>,
     instrs: Vec<Instr>,
+}
+
+/// A KV cache that was asked for.
+struct CacheShape {
+    pool: KvPool,
+    num_kv_heads: usize,
+    k_dim: usize,
+    v_dim: usize,
 }
 
 /// What a program is sized for.
@@ -27,8 +35,10 @@ pub struct ProgramSize {
     pub max_tokens: usize,
     /// Most rows of output in a step.
     pub max_outputs: usize,
-    /// KV blocks in the pool.
+    /// KV blocks in the pool of whole sequences.
     pub num_blocks: usize,
+    /// KV blocks in the pool of the last tokens; 0 when no cache lies there.
+    pub num_window_blocks: usize,
     /// Element types of the KV cache.
     pub kv: KvTypes,
     /// Threads.
@@ -68,8 +78,8 @@ impl ProgramBuilder {
     }
 
     /// A KV cache.
-    pub fn cache(&mut self, num_kv_heads: usize, k_dim: usize, v_dim: usize) -> CacheId {
-        self.caches.push((num_kv_heads, k_dim, v_dim));
+    pub fn cache(&mut self, pool: KvPool, num_kv_heads: usize, k_dim: usize, v_dim: usize) -> CacheId {
+        self.caches.push(CacheShape { pool, num_kv_heads, k_dim, v_dim });
         CacheId(self.caches.len() - 1)
     }
 
@@ -167,22 +177,34 @@ impl ProgramBuilder {
         let caches = self
             .caches
             .iter()
-            .map(|&(num_kv_heads, k_dim, v_dim)| {
+            .map(|&CacheShape { pool, num_kv_heads, k_dim, v_dim }| {
+                let num_blocks = match pool {
+                    KvPool::Full => size.num_blocks,
+                    KvPool::Window => size.num_window_blocks,
+                };
                 let k = kv_bytes;
-                let v = k + size.num_blocks * num_kv_heads * size.kv.k.block_bytes(k_dim);
-                kv_bytes = v + size.num_blocks * num_kv_heads * size.kv.v.block_bytes(v_dim);
-                CacheSlot { num_kv_heads, k_dim, v_dim, k, v }
+                let v = k + num_blocks * num_kv_heads * size.kv.k.block_bytes(k_dim);
+                kv_bytes = v + num_blocks * num_kv_heads * size.kv.v.block_bytes(v_dim);
+                CacheSlot { pool, num_kv_heads, k_dim, v_dim, k, v }
             })
             .collect();
         // Of the attention with the most: rows whose contexts are cut, heads, parts.
         let cut_rows = size.max_tokens.min(CUT_ROWS);
         let parts_len = |instr: &Instr| match instr {
-            Instr::Attend { cache, num_heads, .. } => cut_rows * num_heads * MAX_PARTS * (self.caches[cache.0].2 + 2),
+            Instr::Attend { cache, num_heads, .. } => {
+                cut_rows * num_heads * MAX_PARTS * (self.caches[cache.0].v_dim + 2)
+            }
             _ => 0,
         };
         let parts_len = self.instrs.iter().map(parts_len).max().unwrap_or(0);
-        let max_kv_heads = self.caches.iter().map(|&(heads, ..)| heads).max().unwrap_or(0);
-        let max_dim = self.caches.iter().map(|&(_, k, v)| k.max(v)).max().unwrap_or(0);
+        // A cache in the window's pool without any attention over it is read by nobody.
+        let window = |instr: &Instr| match instr {
+            Instr::Attend { cache, window, .. } if self.caches[cache.0].pool == KvPool::Window => *window,
+            _ => None,
+        };
+        let window = self.instrs.iter().filter_map(window).max().unwrap_or(0);
+        let max_kv_heads = self.caches.iter().map(|cache| cache.num_kv_heads).max().unwrap_or(0);
+        let max_dim = self.caches.iter().map(|cache| cache.k_dim.max(cache.v_dim)).max().unwrap_or(0);
         let max_cols = self.weights.iter().map(|w| w.cols).max().unwrap_or(0);
         let max_width = self.buffers.iter().map(|&(width, _)| width).max().unwrap_or(0);
 
@@ -209,7 +231,7 @@ impl ProgramBuilder {
             parts: Region::zeroed(parts_len),
             arrivals: (0..cut_rows * max_kv_heads).map(|_| AtomicU32::new(0)).collect(),
             scratch,
-            writers: vec![0; size.num_blocks],
+            writers: vec![0; size.num_blocks + size.num_window_blocks],
             epoch: 0,
         };
         let barriers = self.place_barriers();
@@ -227,6 +249,8 @@ impl ProgramBuilder {
             max_tokens: size.max_tokens,
             max_outputs: size.max_outputs,
             num_blocks: size.num_blocks,
+            num_window_blocks: size.num_window_blocks,
+            window,
             kv: size.kv,
             rope_halves: self.rope_halves,
         };
@@ -235,11 +259,12 @@ impl ProgramBuilder {
 
     /// What the team's counters and the cache's element type allow.
     fn check_size(&self, size: &ProgramSize) -> Result<(), String> {
-        if let Some((_, k, v)) = self.caches.iter().find(|&&(_, k, v)| !size.kv.fits(k, v)) {
-            return Err(format!("a {} KV cache takes heads of whole groups of 32 elements, not {k} and {v}", size.kv));
+        if let Some(CacheShape { k_dim, v_dim, .. }) = self.caches.iter().find(|c| !size.kv.fits(c.k_dim, c.v_dim)) {
+            let what = format!("takes heads of whole groups of 32 elements, not {k_dim} and {v_dim}");
+            return Err(format!("a {} KV cache {what}", size.kv));
         }
         // Attention: at most a piece for each row and KV head, and the parts of a few. A matmul has far fewer.
-        let max_kv_heads = self.caches.iter().map(|&(heads, ..)| heads).max().unwrap_or(0);
+        let max_kv_heads = self.caches.iter().map(|cache| cache.num_kv_heads).max().unwrap_or(0);
         if (size.max_tokens + CUT_ROWS * MAX_PARTS) * max_kv_heads >= MAX_PIECES || self.instrs.len() >= MAX_PIECE_CALLS
         {
             return Err(format!("{} tokens a step, {max_kv_heads} KV heads: too many", size.max_tokens));
@@ -337,7 +362,8 @@ impl ProgramBuilder {
             Instr::StoreKv { k, v, cache } => {
                 self.check_span(k)?;
                 self.check_span(v)?;
-                let &(heads, k_dim, v_dim) = self.caches.get(cache.0).ok_or("unknown cache")?;
+                let &CacheShape { num_kv_heads: heads, k_dim, v_dim, .. } =
+                    self.caches.get(cache.0).ok_or("unknown cache")?;
                 if k.width != heads * k_dim || v.width != heads * v_dim {
                     return Err(format!("{} and {} columns into {heads} heads", k.width, v.width));
                 }
@@ -347,9 +373,13 @@ impl ProgramBuilder {
                 self.check_vector(*sinks, *num_heads)?;
                 self.check_span(q)?;
                 self.check_span(out)?;
-                let &(heads, k_dim, v_dim) = self.caches.get(cache.0).ok_or("unknown cache")?;
+                let &CacheShape { pool, num_kv_heads: heads, k_dim, v_dim } =
+                    self.caches.get(cache.0).ok_or("unknown cache")?;
                 if heads == 0 || !num_heads.is_multiple_of(heads) || *window == Some(0) {
                     return Err(format!("{num_heads} heads on {heads}, window {window:?}"));
+                }
+                if pool == KvPool::Window && window.is_none() {
+                    return Err("attends to all of a cache that keeps a window only".into());
                 }
                 if q.width != num_heads * k_dim || out.width != num_heads * v_dim || q.overlaps(out) {
                     return Err(format!("{} columns to {}", q.width, out.width));

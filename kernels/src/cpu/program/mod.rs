@@ -32,9 +32,10 @@ pub use instr::{
 };
 pub use run::{SeqInput, StepInput};
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
-use super::kv::KvTypes;
+use super::kv::{KvPool, KvTypes};
 use super::program::memory::{Own, Region};
 use super::team::Team;
 use super::vector::VectorKernels;
@@ -87,6 +88,9 @@ struct Code {
     max_tokens: usize,
     max_outputs: usize,
     num_blocks: usize,
+    num_window_blocks: usize,
+    /// Positions that an attention over the window's pool sees at most, the own one included.
+    window: usize,
     kv: KvTypes,
     /// Values of cos (and of sin) a token, for each rope table.
     rope_halves: Vec<usize>,
@@ -117,6 +121,7 @@ struct ActSlot {
 }
 
 struct CacheSlot {
+    pool: KvPool,
     num_kv_heads: usize,
     k_dim: usize,
     v_dim: usize,
@@ -149,7 +154,7 @@ struct Memory {
     /// Parts that are done, for each sequence whose context is cut and each KV head; 0 between instructions.
     arrivals: Vec<AtomicU32>,
     scratch: Vec<Own<WorkerScratch>>,
-    /// Per block: the step that wrote it last, to refuse a block that is written twice in one.
+    /// Per block, those of the window's pool last: the step that wrote it last, to refuse a block that is written twice in one.
     writers: Vec<u64>,
     /// Counts steps.
     epoch: u64,
@@ -171,28 +176,22 @@ impl Program {
         self.code.max_tokens
     }
 
-    /// Blocks of [`super::attention::KV_BLOCK`] tokens in the KV pool.
-    pub fn num_blocks(&self) -> usize {
-        self.code.num_blocks
+    /// Blocks of [`super::attention::KV_BLOCK`] tokens in a KV pool.
+    pub fn num_blocks(&self, pool: KvPool) -> usize {
+        self.code.num_blocks_in(pool)
     }
 
-    /// Copies a block of the KV pool, the keys and values of every cache, over another one.
+    /// Copies a block of a KV pool, the keys and values of all its caches, over another one.
     ///
     /// # Errors
     /// [`ProgramError::Step`] when one of them is outside the pool.
-    pub fn copy_block(&mut self, from: u32, to: u32) -> Result<(), ProgramError> {
-        let (from, to) = (from as usize, to as usize);
-        if from.max(to) >= self.code.num_blocks {
-            let what = format!("block {from} to {to} of a pool of {}", self.code.num_blocks);
-            return Err(ProgramError::Step(what));
+    pub fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
+        let num_blocks = self.code.num_blocks_in(pool);
+        if from.max(to) as usize >= num_blocks {
+            return Err(ProgramError::Step(format!("block {from} to {to} of a pool of {num_blocks}")));
         }
-        for cache in &self.code.caches {
-            let KvTypes { k, v } = self.code.kv;
-            for (start, head_bytes) in [(cache.k, k.block_bytes(cache.k_dim)), (cache.v, v.block_bytes(cache.v_dim))] {
-                let bytes = cache.num_kv_heads * head_bytes;
-                let first = start + from * bytes;
-                self.memory.kv.copy_within(first..first + bytes, start + to * bytes);
-            }
+        for (from, to) in self.code.block_ranges(pool, from).zip(self.code.block_ranges(pool, to)) {
+            self.memory.kv.copy_within(from, to.start);
         }
         Ok(())
     }
@@ -210,5 +209,28 @@ impl Program {
     /// Barriers of a step.
     pub fn num_barriers(&self) -> usize {
         self.code.instrs.iter().filter(|step| step.barrier).count()
+    }
+}
+
+impl Code {
+    fn num_blocks_in(&self, pool: KvPool) -> usize {
+        match pool {
+            KvPool::Full => self.num_blocks,
+            KvPool::Window => self.num_window_blocks,
+        }
+    }
+
+    /// Where a block's keys and values lie in the KV arena, in bytes: two ranges a cache of its pool, always in the same
+    /// order.
+    fn block_ranges(&self, pool: KvPool, block: u32) -> impl Iterator<Item = Range<usize>> {
+        let KvTypes { k, v } = self.kv;
+        let caches = self.caches.iter().filter(move |cache| cache.pool == pool);
+        caches.flat_map(move |cache| {
+            [(cache.k, k.block_bytes(cache.k_dim)), (cache.v, v.block_bytes(cache.v_dim))].map(|(start, head_bytes)| {
+                let bytes = cache.num_kv_heads * head_bytes;
+                let first = start + block as usize * bytes;
+                first..first + bytes
+            })
+        })
     }
 }

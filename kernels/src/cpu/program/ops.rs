@@ -379,7 +379,7 @@ impl<'a> Run<'a> {
     unsafe fn store_kv(&self, k: &Span, v: &Span, cache: &CacheSlot, row: usize) {
         let seq = &self.input.seqs[self.input.seq_of_row[row] as usize];
         let position = self.input.position(row);
-        let block = self.input.blocks[seq.table.start + position / KV_BLOCK] as usize;
+        let block = self.input.blocks_in(cache.pool)[seq.table.start + position / KV_BLOCK] as usize;
         let slot = position % KV_BLOCK;
         // SAFETY: own row.
         let (k, v) = unsafe { (self.row(k, row), self.row(v, row)) };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::ops::Run;
 use super::*;
 use crate::cpu::Numerics;
-use crate::cpu::attention::KV_BLOCK;
+use crate::cpu::attention::{KV_BLOCK, NO_BLOCK};
 use crate::cpu::team::Worker;
 
 /// A piece of one sequence in a step.
@@ -15,7 +15,7 @@ pub struct SeqInput {
     pub rows: Range<usize>,
     /// Position of its first row.
     pub start: usize,
-    /// Its block table in [`StepInput::blocks`].
+    /// Its block table in [`StepInput::blocks`] and, in the same place, in [`StepInput::window_blocks`].
     pub table: Range<usize>,
 }
 
@@ -30,6 +30,8 @@ pub struct StepInput<'a> {
     pub seq_of_row: &'a [u32],
     /// Block tables.
     pub blocks: &'a [u32],
+    /// The same for the window's pool: [`NO_BLOCK`] where nothing is kept. Empty for a program without one.
+    pub window_blocks: &'a [u32],
     /// Rows whose output is wanted.
     pub outputs: &'a [u32],
     /// For each rope table: cos and sin, `[rows, half]`.
@@ -42,6 +44,14 @@ impl StepInput<'_> {
     pub(super) fn position(&self, row: usize) -> usize {
         let seq = &self.seqs[self.seq_of_row[row] as usize];
         seq.start + row - seq.rows.start
+    }
+
+    /// The block tables of a pool.
+    pub(super) fn blocks_in(&self, pool: KvPool) -> &[u32] {
+        match pool {
+            KvPool::Full => self.blocks,
+            KvPool::Window => self.window_blocks,
+        }
     }
 }
 
@@ -129,13 +139,28 @@ impl Program {
                 return Err(format!("{end} positions in {} blocks", table.len()));
             }
             // A written block belongs to one sequence and appears once in it.
-            for &block in &table[seq.start / KV_BLOCK..end.div_ceil(KV_BLOCK)] {
-                let writer = &mut self.memory.writers[block as usize];
-                if *writer == self.memory.epoch {
-                    return Err(format!("block {block} is written twice in one step"));
-                }
-                *writer = self.memory.epoch;
+            let written = seq.start / KV_BLOCK..end.div_ceil(KV_BLOCK);
+            let mut write = |block: usize| {
+                let epoch = self.memory.epoch;
+                let before = std::mem::replace(&mut self.memory.writers[block], epoch);
+                if before == epoch { Err(format!("block {block} is written twice in one step")) } else { Ok(()) }
+            };
+            table[written.clone()].iter().try_for_each(|&block| write(block as usize))?;
+            if code.num_window_blocks == 0 {
+                continue;
             }
+            let Some(table) = input.window_blocks.get(seq.table.clone()) else {
+                return Err("window's block table out of range".into());
+            };
+            if table.iter().any(|&block| block != NO_BLOCK && block as usize >= code.num_window_blocks) {
+                return Err(format!("a block id is outside the window's pool of {}", code.num_window_blocks));
+            }
+            // What the first row sees, those after it and the writes need.
+            let first = (seq.start + 1).saturating_sub(code.window) / KV_BLOCK;
+            if table[first.min(written.start)..written.end].contains(&NO_BLOCK) {
+                return Err(format!("positions {}..{end} need a block that has left the window", seq.start));
+            }
+            table[written].iter().try_for_each(|&block| write(code.num_blocks + block as usize))?;
         }
         if next_row != num_rows {
             return Err("the sequences don't cover the rows".into());

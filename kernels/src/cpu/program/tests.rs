@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::build::ProgramSize;
 use super::*;
 use crate::cpu::Numerics;
-use crate::cpu::attention::KV_BLOCK;
+use crate::cpu::attention::{KV_BLOCK, NO_BLOCK};
 use crate::cpu::kv::KvType;
 use crate::cpu::vector::{Activation, RopePairs};
 use crate::quant::{
@@ -31,7 +31,7 @@ const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 32;
 
 fn size(num_workers: usize, kv: KvTypes) -> ProgramSize {
-    ProgramSize { max_tokens: 40, max_outputs: 8, num_blocks: 8, kv, num_workers }
+    ProgramSize { max_tokens: 40, max_outputs: 8, num_blocks: 8, num_window_blocks: 0, kv, num_workers }
 }
 
 /// The parts that random programs are put together from.
@@ -56,7 +56,7 @@ impl Kit {
             program.span(buf)
         });
         let acts = WIDTHS.iter().map(|&width| program.act(width)).collect();
-        let cache = program.cache(KV_HEADS, HEAD_DIM, HEAD_DIM);
+        let cache = program.cache(KvPool::Full, KV_HEADS, HEAD_DIM, HEAD_DIM);
         let table = program.rope_table(HEAD_DIM / 2);
         Self { program, rng: Rng(seed * 77 + 1), integer: Vec::new(), spans, acts, cache, table }
     }
@@ -222,6 +222,7 @@ impl Input {
             seqs: &self.seqs,
             seq_of_row: &self.seq_of_row,
             blocks: &self.blocks,
+            window_blocks: &[],
             outputs: &self.outputs,
             ropes: &self.ropes,
             numerics: Numerics::Fast,
@@ -265,6 +266,12 @@ fn random_programs_give_the_same_bits_on_any_number_of_workers() {
 
 /// One layer's attention alone: embeddings are queries, keys and values.
 fn attention_program(num_workers: usize, kv: KvTypes, num_blocks: usize) -> Program {
+    let size = ProgramSize { max_tokens: 64, max_outputs: 8, num_blocks, num_window_blocks: 0, kv, num_workers };
+    attention_layer(KvPool::Full, None, size)
+}
+
+/// The same with a window, in either pool.
+fn attention_layer(pool: KvPool, window: Option<usize>, size: ProgramSize) -> Program {
     let mut program = ProgramBuilder::new(CpuKernels::detect());
     let mut rng = Rng(99);
     let (num_heads, dim) = (3, 64);
@@ -277,15 +284,14 @@ fn attention_program(num_workers: usize, kv: KvTypes, num_blocks: usize) -> Prog
         let table = program.weight(Arc::new(bytes), QuantType::F32, VOCAB, span.width).unwrap();
         program.push(Instr::Embed { table, scale: 1.0, out: span });
     }
-    let cache = program.cache(1, dim, dim);
+    let cache = program.cache(pool, 1, dim, dim);
     let sinks = Some(program.vector(vec![0.5, -1.0, 3.0]));
     program.push(Instr::StoreKv { k, v, cache });
-    let (window, softcap, scale, causal) = (None, None, 0.125, true);
+    let (softcap, scale, causal) = (None, 0.125, true);
     program.push(Instr::Attend { q, out, cache, num_heads, scale, softcap, window, causal, sinks });
     let buf = program.buffer(num_heads * dim, Rows::Outputs);
     let result = program.span(buf);
     program.push(Instr::Gather { x: out, out: result });
-    let size = ProgramSize { max_tokens: 64, max_outputs: 8, num_blocks, kv, num_workers };
     program.build(result, VOCAB, size).unwrap()
 }
 
@@ -297,20 +303,105 @@ fn a_copied_block_is_read_like_its_original() {
             let seqs = [SeqInput { rows: 0..tokens.len(), start, table: 0..blocks.len() }];
             let (seq_of_row, outputs) = (vec![0; tokens.len()], vec![tokens.len() as u32 - 1]);
             let (seq_of_row, outputs, numerics) = (&seq_of_row[..], &outputs[..], Numerics::Fast);
-            let input = StepInput { tokens, seqs: &seqs, seq_of_row, blocks, outputs, ropes: &[], numerics };
+            let input = StepInput {
+                tokens,
+                seqs: &seqs,
+                seq_of_row,
+                blocks,
+                window_blocks: &[],
+                outputs,
+                ropes: &[],
+                numerics,
+            };
             program.run(&input).unwrap().to_vec()
         };
         let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 37).collect();
         step(&mut program, &tokens, 0, &[0, 3]);
-        program.copy_block(3, 1).unwrap();
+        program.copy_block(KvPool::Full, 3, 1).unwrap();
         let original = step(&mut program, &[5], 40, &[0, 3]);
         // The copy doesn't see what was written to the original since, nor the other way round.
         assert_eq!(step(&mut program, &[5], 40, &[0, 1]), original, "{kv}");
         let other = step(&mut program, &[6], 41, &[0, 1]);
         step(&mut program, &[9], 41, &[0, 3]);
         assert_eq!(step(&mut program, &[6], 41, &[0, 1]), other, "{kv}");
-        assert!(program.copy_block(4, 1).is_err() && program.copy_block(1, 4).is_err());
+        assert!(program.copy_block(KvPool::Full, 4, 1).is_err() && program.copy_block(KvPool::Full, 1, 4).is_err());
+        assert!(program.copy_block(KvPool::Window, 0, 0).is_err(), "there is none");
     }
+}
+
+/// A layer with a window of 70 positions that keeps five blocks, in turns, computes what one computes that keeps all.
+#[test]
+fn a_window_in_a_pool_of_its_own_gives_the_same_bits_and_reads_no_hole() {
+    const LEN: usize = 400;
+    const WINDOW: usize = 70;
+    let tokens: Vec<u32> = (0..LEN as u32).map(|i| i * i % 37).collect();
+    let num_blocks = LEN.div_ceil(KV_BLOCK);
+    let blocks: Vec<u32> = (0..num_blocks as u32).collect();
+    for kv in KV_TYPES {
+        let size = |num_blocks, num_window_blocks| ProgramSize {
+            max_tokens: 64,
+            max_outputs: 8,
+            num_blocks,
+            num_window_blocks,
+            kv,
+            num_workers: 2,
+        };
+        let mut whole = attention_layer(KvPool::Full, Some(WINDOW), size(num_blocks, 0));
+        let mut windowed = attention_layer(KvPool::Window, Some(WINDOW), size(num_blocks, 6));
+        assert_eq!((windowed.num_blocks(KvPool::Full), windowed.num_blocks(KvPool::Window)), (num_blocks, 6));
+        let mut start: usize = 0;
+        for len in [1, 40, 64, 3, 20, 1, 1, 64, 50, 31, 33, 64, 28] {
+            let rows = start..start + len;
+            let first = (start + 1).saturating_sub(WINDOW) / KV_BLOCK;
+            let mut ring: Vec<u32> =
+                (0..num_blocks).map(|block| if block < first { NO_BLOCK } else { (block % 6) as u32 }).collect();
+            ring[rows.end.div_ceil(KV_BLOCK)..].fill(NO_BLOCK);
+            let seqs = [SeqInput { rows: 0..len, start, table: 0..num_blocks }];
+            let (seq_of_row, outputs) = (vec![0; len], [len as u32 - 1]);
+            let input = StepInput {
+                tokens: &tokens[rows],
+                seqs: &seqs,
+                seq_of_row: &seq_of_row,
+                blocks: &blocks,
+                window_blocks: &ring,
+                outputs: &outputs,
+                ropes: &[],
+                numerics: Numerics::Fast,
+            };
+            let bits = |program: &mut Program, input: &StepInput<'_>| -> Vec<u32> {
+                program.run(input).unwrap().iter().map(|x| x.to_bits()).collect()
+            };
+            assert_eq!(bits(&mut windowed, &input), bits(&mut whole, &input), "{kv}: {len} from {start}");
+            // One hole more than there may be, at either end; a block outside the pool; no table.
+            for (place, block) in [(first, NO_BLOCK), ((start + len - 1) / KV_BLOCK, NO_BLOCK), (first, 6)] {
+                let mut wrong = ring.clone();
+                wrong[place] = block;
+                let wrong = StepInput { window_blocks: &wrong, ..input };
+                assert!(matches!(windowed.run(&wrong), Err(ProgramError::Step(_))), "{kv}: {block} at {place}");
+            }
+            let wrong = StepInput { window_blocks: &[], ..input };
+            assert!(matches!(windowed.run(&wrong), Err(ProgramError::Step(_))), "{kv}: no table");
+            start += len;
+        }
+        assert_eq!(start, LEN);
+    }
+}
+
+#[test]
+fn a_cache_of_the_last_tokens_refuses_to_be_read_whole() {
+    let mut program = ProgramBuilder::new(CpuKernels::detect());
+    let spans = [64, 64].map(|width| {
+        let buf = program.buffer(width, Rows::Tokens);
+        program.span(buf)
+    });
+    let [q, out] = spans;
+    let cache = program.cache(KvPool::Window, 1, 64, 64);
+    let (softcap, window, sinks) = (None, None, None);
+    program.push(Instr::Attend { q, out, cache, num_heads: 1, scale: 1.0, softcap, window, causal: true, sinks });
+    let buf = program.buffer(64, Rows::Outputs);
+    let result = program.span(buf);
+    let error = program.build(result, VOCAB, size(1, KvType::F16.into())).err().unwrap();
+    assert!(error.to_string().contains("a window only"), "{error}");
 }
 
 #[test]
@@ -323,7 +414,8 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
         let (seq_of_row, outputs) = (vec![0; rows.len()], vec![rows.len() as u32 - 1]);
         let (tokens, seq_of_row, blocks) = (&tokens[rows], &seq_of_row[..], &blocks[..]);
         let (outputs, numerics) = (&outputs[..], Numerics::Fast);
-        let input = StepInput { tokens, seqs: &seqs, seq_of_row, blocks, outputs, ropes: &[], numerics };
+        let input =
+            StepInput { tokens, seqs: &seqs, seq_of_row, blocks, window_blocks: &[], outputs, ropes: &[], numerics };
         program.run(&input).unwrap().to_vec()
     };
     for kv in KV_TYPES {
@@ -372,6 +464,7 @@ fn an_invariant_sequence_is_the_same_in_any_company() {
                 seqs: &seqs,
                 seq_of_row: &seq_of_row,
                 blocks: &blocks,
+                window_blocks: &[],
                 outputs: &outputs,
                 ropes: &[],
                 numerics: Numerics::Invariant,
@@ -399,7 +492,7 @@ fn an_invariant_sequence_is_the_same_in_any_company() {
 fn quantised_caches_refuse_heads_of_broken_groups() {
     for (kv, fits) in [(KvType::F16, true), (KvType::Q8_0, false), (KvType::Q4_0, false)] {
         let mut program = ProgramBuilder::new(CpuKernels::detect());
-        program.cache(1, 24, 24);
+        program.cache(KvPool::Full, 1, 24, 24);
         let buf = program.buffer(8, Rows::Outputs);
         let out = program.span(buf);
         match program.build(out, VOCAB, size(1, kv.into())) {

@@ -1,8 +1,9 @@
 //! Engine tests on executors without a model: one generation and many, their ends, and those of the engine. What
-//! generations share is in `sharing`.
+//! generations share is in `sharing`, and what leaves a window in `window`.
 
 mod drafting;
 mod sharing;
+mod window;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -12,7 +13,7 @@ use super::testing::{ByteVocabulary, TestExecutor, hash_logits};
 use super::*;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, KvTypes, Limits, PrefixReuse, StepBatch, StepOutput};
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, KvPool};
 
 const LIMITS: Limits = TestExecutor::LIMITS;
 
@@ -65,7 +66,10 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 fn assert_all_free(engine: &Engine) {
     wait_until("all blocks are free", || {
         let stats = engine.stats();
-        stats.free_blocks == stats.total_blocks && stats.running == 0 && stats.queued == 0
+        stats.free_blocks == stats.total_blocks
+            && stats.free_window_blocks == stats.total_window_blocks
+            && stats.running == 0
+            && stats.queued == 0
     });
 }
 
@@ -423,8 +427,8 @@ impl Executor for Altered {
         PrefixReuse::Exact
     }
 
-    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
-        self.executor.copy_block(from, to)
+    fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
+        self.executor.copy_block(pool, from, to)
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use super::*;
 
-fn fixed(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+pub(super) fn fixed(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest { max_tokens: Some(max_tokens), ignore_eos: true, logprobs: Some(0), ..request(prompt) }
 }
 
@@ -72,16 +72,16 @@ fn a_preempted_generation_finds_what_is_left_of_its_own_blocks() {
 }
 
 /// All answers of a group, for tests without async code.
-fn collect(group: GenerationGroup) -> Result<Vec<Answer>> {
+pub(super) fn collect(group: GenerationGroup) -> Result<Vec<Answer>> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(group.collect())
 }
 
-fn answers(num: usize) -> NonZeroUsize {
+pub(super) fn answers(num: usize) -> NonZeroUsize {
     NonZeroUsize::new(num).unwrap()
 }
 
 /// Draws from all tokens: answers with different seeds differ.
-fn drawn(prompt: &[u32], seed: u64) -> GenerateRequest {
+pub(super) fn drawn(prompt: &[u32], seed: u64) -> GenerateRequest {
     let sampling =
         SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, seed: Some(seed), ..Default::default() };
     GenerateRequest { sampling, ..fixed(prompt, 40) }

@@ -1,13 +1,15 @@
 //! The candle executor's paged cache and attention, in f32. A block's memory is taken when it is first written. Of another
 //! element type it holds the f32 numbers that the type gives back.
 
+use std::ops::Range;
+
 use candle_core::{D, Device, Tensor};
 use candle_nn::ops;
 use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
 use crate::error::{Error, Result};
 use crate::exec::batch::{SeqStep, StepBatch};
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::plan::{KvSpec, Mask};
 
 /// What an attention op says beside its buffers.
@@ -23,6 +25,7 @@ pub(super) struct AttentionArgs {
 /// Keys and values of one layer.
 pub(super) struct PagedKv {
     spec: KvSpec,
+    pool: KvPool,
     keys: Blocks,
     values: Blocks,
 }
@@ -48,14 +51,16 @@ impl Blocks {
         }
     }
 
-    /// The first `num_tokens` rows of a sequence.
-    fn read(&self, table: &[u32], num_tokens: usize) -> Result<Vec<f32>> {
-        let mut rows = Vec::with_capacity(num_tokens * self.width);
-        for (index, &block) in table[..num_tokens.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
-            let wanted = (num_tokens - index * BLOCK_TOKENS).min(BLOCK_TOKENS) * self.width;
-            let rows_of_block = self.blocks[block as usize].get(..wanted).ok_or_else(|| Error::InvalidRequest {
+    /// Rows of a sequence; the first of them is the first of a block.
+    fn read(&self, table: &[u32], rows_wanted: Range<usize>) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(rows_wanted.len() * self.width);
+        let blocks = rows_wanted.start / BLOCK_TOKENS..rows_wanted.end.div_ceil(BLOCK_TOKENS);
+        for (index, &block) in blocks.clone().zip(&table[blocks]) {
+            let wanted = (rows_wanted.end - index * BLOCK_TOKENS).min(BLOCK_TOKENS) * self.width;
+            let written = self.blocks.get(block as usize).and_then(|block| block.get(..wanted));
+            let rows_of_block = written.ok_or_else(|| Error::InvalidRequest {
                 param: "batch",
-                message: format!("block {block} is read before anything was written to it"),
+                message: format!("block {block} is read before anything was written to it, or after it left a window"),
             })?;
             rows.extend_from_slice(rows_of_block);
         }
@@ -65,9 +70,14 @@ impl Blocks {
 
 impl PagedKv {
     /// `kv` takes the heads of `spec`: `exec::limits` has checked that.
-    pub(super) fn new(spec: KvSpec, kv: KvTypes, num_blocks: usize) -> Self {
+    pub(super) fn new(spec: KvSpec, kv: KvTypes, pool: KvPool, num_blocks: usize) -> Self {
         let blocks = |kv, dim| Blocks { kv, dim, width: spec.num_kv_heads * dim, blocks: vec![Vec::new(); num_blocks] };
-        Self { keys: blocks(kv.k, spec.k_dim), values: blocks(kv.v, spec.v_dim), spec }
+        Self { keys: blocks(kv.k, spec.k_dim), values: blocks(kv.v, spec.v_dim), spec, pool }
+    }
+
+    /// The blocks that it lies in.
+    pub(super) fn pool(&self) -> KvPool {
+        self.pool
     }
 
     /// Copies a block over another one.
@@ -89,7 +99,11 @@ impl PagedKv {
     ) -> Result<Tensor> {
         let mut rows = Vec::with_capacity(batch.seqs.len());
         for seq in &batch.seqs {
-            let table = &batch.blocks[seq.blocks.clone()];
+            let blocks = match self.pool {
+                KvPool::Full => &batch.blocks,
+                KvPool::Window => &batch.window_blocks,
+            };
+            let table = &blocks[seq.blocks.clone()];
             let piece = |x: &Tensor| x.narrow(0, seq.tokens.start, seq.tokens.len());
             self.keys.write(table, seq.start, &piece(k)?.flatten_all()?.to_vec1::<f32>()?);
             self.values.write(table, seq.start, &piece(v)?.flatten_all()?.to_vec1::<f32>()?);
@@ -100,14 +114,17 @@ impl PagedKv {
 
     fn attend_one(&self, seq: &SeqStep, table: &[u32], q: &Tensor, args: &AttentionArgs) -> Result<Tensor> {
         let KvSpec { num_kv_heads, k_dim, v_dim, .. } = self.spec;
-        let (num_queries, num_keys) = (seq.tokens.len(), seq.start + seq.tokens.len());
+        // Blocks that no query sees may be gone.
+        let first = self.spec.window.map_or(0, |window| (seq.start + 1).saturating_sub(window));
+        let seen = first / BLOCK_TOKENS * BLOCK_TOKENS..seq.start + seq.tokens.len();
+        let (num_queries, num_keys) = (seq.tokens.len(), seen.len());
         let group = args.num_heads / num_kv_heads;
         // [kv heads, keys, dim]
         let heads = |rows: Vec<f32>, dim: usize| {
             Tensor::from_vec(rows, (num_keys, num_kv_heads, dim), &Device::Cpu)?.transpose(0, 1)?.contiguous()
         };
-        let k = heads(self.keys.read(table, num_keys)?, k_dim)?;
-        let v = heads(self.values.read(table, num_keys)?, v_dim)?;
+        let k = heads(self.keys.read(table, seen.clone())?, k_dim)?;
+        let v = heads(self.values.read(table, seen.clone())?, v_dim)?;
         // Query heads that share a key head are rows of one matrix: [kv heads, group · queries, dim].
         let q = q
             .reshape((num_queries, num_kv_heads, group, k_dim))?
@@ -119,7 +136,7 @@ impl PagedKv {
             Some(cap) => super::softcapped(&scores, cap)?,
             None => scores,
         };
-        let mask = self.mask(seq, args.mask)?;
+        let mask = self.mask(seq, seen, args.mask)?;
         let scores = scores.reshape((num_kv_heads, group, num_queries, num_keys))?.broadcast_add(&mask)?;
         // A sink is one more score of each query, without a value.
         let probabilities = match &args.sinks {
@@ -140,10 +157,9 @@ impl PagedKv {
         Ok(attended.contiguous()?)
     }
 
-    /// 0 where a query sees a key, −∞ elsewhere: `[queries, keys]`. A window counts the token itself and, without a causal
+    /// 0 where a query sees a key, −∞ elsewhere: `[queries, keys]`, of the keys at these positions. A window counts the token itself and, without a causal
     /// order, reaches as far to the right as to the left.
-    fn mask(&self, seq: &SeqStep, mask: Mask) -> Result<Tensor> {
-        let num_keys = seq.start + seq.tokens.len();
+    fn mask(&self, seq: &SeqStep, keys: Range<usize>, mask: Mask) -> Result<Tensor> {
         let window = self.spec.window.unwrap_or(usize::MAX);
         let sees = |query: usize, key: usize| {
             query.abs_diff(key) < window
@@ -152,11 +168,11 @@ impl PagedKv {
                     Mask::Bidirectional => true,
                 }
         };
-        let queries = seq.start..num_keys;
+        let queries = seq.start..keys.end;
         let mask: Vec<f32> = queries
-            .flat_map(|query| (0..num_keys).map(move |key| if sees(query, key) { 0.0 } else { f32::NEG_INFINITY }))
+            .flat_map(|query| keys.clone().map(move |key| if sees(query, key) { 0.0 } else { f32::NEG_INFINITY }))
             .collect();
-        Ok(Tensor::from_vec(mask, (seq.tokens.len(), num_keys), &Device::Cpu)?)
+        Ok(Tensor::from_vec(mask, (seq.tokens.len(), keys.len()), &Device::Cpu)?)
     }
 }
 
@@ -176,7 +192,7 @@ mod tests {
         batch.push(&[7], 0, 1, &[0], OutputRows::Last);
         let attend = |sinks: Option<Tensor>| -> Vec<f32> {
             let args = AttentionArgs { num_heads: 2, scale: 2.0, softcap: None, mask: Mask::Causal, sinks };
-            let mut kv = PagedKv::new(spec.clone(), KvType::F32.into(), 1);
+            let mut kv = PagedKv::new(spec.clone(), KvType::F32.into(), KvPool::Full, 1);
             kv.attend(&batch, &q, &k, &v, &args).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
         assert_eq!(attend(None), [4.0, -8.0, 4.0, -8.0]);

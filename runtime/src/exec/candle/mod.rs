@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::exec::batch::{Numerics, OutputRows, SeqStep, StepBatch};
 use crate::exec::options::ExecOptions;
 use crate::exec::{Executor, KvType, KvTypes, Limits, PrefixReuse, StepOutput};
+use crate::kv::KvPool;
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle};
 use kv::{AttentionArgs, PagedKv};
@@ -69,7 +70,14 @@ impl CandleExecutor {
         let inv_freq = plan.ropes.iter().map(|rope| rope.inv_freq(1, &plan.weights)).collect::<Result<_>>()?;
         Ok(Self {
             weights: Weights::load(plan)?,
-            kv: plan.kv.iter().map(|spec| PagedKv::new(spec.clone(), options.kv_types, limits.num_kv_blocks)).collect(),
+            kv: plan
+                .kv
+                .iter()
+                .map(|spec| {
+                    let pool = limits.pool_of(spec);
+                    PagedKv::new(spec.clone(), options.kv_types, pool, limits.num_blocks(pool))
+                })
+                .collect(),
             inv_freq,
             limits,
             plan: plan.clone(),
@@ -320,9 +328,9 @@ impl Executor for CandleExecutor {
         PrefixReuse::of(&self.plan)
     }
 
-    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
-        self.limits.check_copy(from, to)?;
-        self.kv.iter_mut().for_each(|cache| cache.copy_block(from, to));
+    fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
+        self.limits.check_copy(pool, from, to)?;
+        self.kv.iter_mut().filter(|cache| cache.pool() == pool).for_each(|cache| cache.copy_block(from, to));
         Ok(())
     }
 

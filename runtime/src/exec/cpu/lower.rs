@@ -20,6 +20,7 @@ use shimmy_kernels::cpu::vector::{Activation, RopePairs};
 use crate::error::{Error, Result};
 use crate::exec::Limits;
 use crate::exec::options::{Activations, ExecOptions};
+use crate::kv::KvPool;
 use crate::plan::{Act, Columns, Mask, NormKind, Op, Plan, RopeStyle, WeightId};
 
 /// Quantised rows that are valid now: what they were made from.
@@ -54,7 +55,7 @@ pub(super) fn lower(
         program.buffer(buffer.width, rows);
     }
     for cache in &plan.kv {
-        program.cache(cache.num_kv_heads, cache.k_dim, cache.v_dim);
+        program.cache(limits.pool_of(cache), cache.num_kv_heads, cache.k_dim, cache.v_dim);
     }
     for rope in &plan.ropes {
         program.rope_table(rope.rotary_dim / 2);
@@ -75,6 +76,7 @@ pub(super) fn lower(
         max_tokens: limits.max_step_tokens,
         max_outputs: limits.max_step_outputs,
         num_blocks: limits.num_kv_blocks,
+        num_window_blocks: limits.num_blocks(KvPool::Window),
         kv: options.kv_types,
         num_workers,
     };

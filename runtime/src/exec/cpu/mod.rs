@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::batch::{OutputRows, StepBatch};
 use crate::exec::options::{Activations, ExecOptions};
 use crate::exec::{Executor, KvTypes, Limits, PrefixReuse, StepOutput};
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
 
@@ -140,6 +140,7 @@ impl CpuExecutor {
             seqs: &self.seqs,
             seq_of_row: &self.seq_of_row,
             blocks: &batch.blocks,
+            window_blocks: &batch.window_blocks,
             outputs: &self.outputs,
             ropes: &self.tables,
             numerics: batch.numerics,
@@ -165,9 +166,9 @@ impl Executor for CpuExecutor {
         self.prefix_reuse
     }
 
-    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
-        self.limits.check_copy(from, to)?;
-        self.program.copy_block(from, to).map_err(|error| Error::EngineStopped(error.to_string()))
+    fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
+        self.limits.check_copy(pool, from, to)?;
+        self.program.copy_block(pool, from, to).map_err(|error| Error::EngineStopped(error.to_string()))
     }
 
     fn rest(&mut self) {
