@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
-    Answer, DraftExecutor, Engine, EngineOptions, GenerateRequest, GuessPolicy, Numerics, SamplingParams, Speculation,
+    Answer, Companions, DraftExecutor, Engine, EngineOptions, GenerateRequest, GuessPolicy, Numerics, SamplingParams,
+    Speculation,
 };
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
 use shimmy_runtime::loader::ModelFile;
@@ -34,7 +35,8 @@ fn start(plan: &Plan, backend: Backend, speculation: Speculation) -> Engine {
     // Whether it pays would depend on the clock. Guesses get the rows that running sequences leave.
     let guess_policy = GuessPolicy::Always;
     let options = EngineOptions { speculation, guess_policy, max_running: 8, ..EngineOptions::default() };
-    Engine::start_with_draft("golden", executor, draft, Arc::new(Ids(plan.vocab_size)), options).unwrap()
+    let companions = Companions { draft: Some(draft), store: None };
+    Engine::start_with("golden", executor, companions, Arc::new(Ids(plan.vocab_size)), options).unwrap()
 }
 
 fn request(prompt: &[u32], temperature: f32) -> GenerateRequest {

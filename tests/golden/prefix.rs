@@ -4,13 +4,15 @@
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
-    Answer, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, PrefixMiss, SamplingParams, Speculation,
-    Vocabulary,
+    Answer, Companions, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, PrefixMiss, SamplingParams,
+    SharedStore, Speculation, Vocabulary, kept_bytes,
 };
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
+use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, PrefixReuse, WindowKv};
+use shimmy_runtime::kv::BlockStore;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
 
@@ -45,6 +47,17 @@ fn start(
     window_kv: WindowKv,
     max_step_tokens: usize,
 ) -> Engine {
+    start_with_store(plan, backend, prefix_cache, window_kv, max_step_tokens, |_| None)
+}
+
+fn start_with_store(
+    plan: &Plan,
+    backend: Backend,
+    prefix_cache: PrefixCache,
+    window_kv: WindowKv,
+    max_step_tokens: usize,
+    store: impl FnOnce(&dyn Executor) -> Option<SharedStore>,
+) -> Engine {
     let options = ExecOptions {
         backend,
         threads: Some(2),
@@ -61,7 +74,9 @@ fn start(
     let guess_policy = GuessPolicy::Always;
     let options =
         EngineOptions { prefix_cache, speculation, guess_policy, max_running: 20, ..EngineOptions::default() };
-    Engine::start("golden", executor, Arc::new(Ids(plan.vocab_size)), options).unwrap()
+    let store = store(&*executor);
+    let companions = Companions { store, draft: None };
+    Engine::start_with("golden", executor, companions, Arc::new(Ids(plan.vocab_size)), options).unwrap()
 }
 
 pub(super) fn request(prompt: &[u32]) -> GenerateRequest {
@@ -128,6 +143,33 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
                 }
             }
         }
+    }
+    if reuse == PrefixReuse::Exact { check_store(plan, backend, &prompts, &expected) } else { Ok(()) }
+}
+
+/// What one engine computed serves the next one.
+fn check_store(plan: &Plan, backend: Backend, prompts: &[&[u32]], expected: &[Answer]) -> Result<(), String> {
+    let mut store = None;
+    for life in 0..2 {
+        let engine = start_with_store(plan, backend, PrefixCache::On, WindowKv::Last, 40, |executor| {
+            let new = || SharedStore::new(BlockStore::memory(kept_bytes(executor), 256 << 20));
+            Some(store.get_or_insert_with(new).clone())
+        });
+        for (prompt, expected) in prompts.iter().zip(expected) {
+            let got = engine.generate_blocking(request(prompt)).unwrap();
+            if let Some(what) = differs(expected, &got) {
+                return Err(format!("prompt of {}, life {life}: {what}", prompt.len()));
+            }
+            let found = (prompt.len() - 1) / 32 * 32;
+            if life == 1 && got.usage.cached_tokens != found {
+                return Err(format!("prompt of {}: {} cached", prompt.len(), got.usage.cached_tokens));
+            }
+        }
+        if life == 1 && engine.stats().recalled_tokens == 0 {
+            return Err("nothing came back".into());
+        }
+        engine.shutdown();
+        assert!(engine.wait_stopped(Duration::from_secs(60)));
     }
     Ok(())
 }

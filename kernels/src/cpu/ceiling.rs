@@ -352,7 +352,7 @@ mod tests {
         for isa in Isa::ALL {
             for measure in [int8_peak, f32_peak, bf16_peak] {
                 if let Some(peak) = measure(isa, 1, Duration::from_millis(5)) {
-                    assert!((1e9..1e13).contains(&peak), "{} {peak}", isa.name());
+                    assert!((1e6..1e13).contains(&peak), "{} {peak}", isa.name());
                 }
             }
         }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::draft::{DraftExecutor, Drafter};
 use super::group::GenerationGroup;
+use super::keep::{SharedStore, kept_bytes};
 use super::metrics::Metrics;
 use super::output::Entry;
 use super::places::Places;
@@ -51,6 +52,17 @@ pub enum GuessPolicy {
     WherePays,
     /// All for which there is room, whatever they cost: for tests, whose steps must not depend on the clock.
     Always,
+}
+
+/// What may stand beside a model.
+#[derive(Default)]
+pub struct Companions {
+    /// A draft model for requests that want [`Speculation::Draft`]. Its executor computes logits over the same vocabulary;
+    /// tokens beyond its end must be padding. If one of its steps fails, a warning is logged, and answers go on without it.
+    pub draft: Option<DraftExecutor>,
+    /// Computed prompts of earlier engines with the same plan and options, and a place for those of this one. It isn't used
+    /// without the prefix cache.
+    pub store: Option<SharedStore>,
 }
 
 /// Whether an engine keeps computed prompts. A model whose keys depend on the length of the text never does.
@@ -105,6 +117,8 @@ pub struct EngineStats {
     pub prefix_queries: u64,
     /// Those of them that were found in the prefix cache.
     pub prefix_hits: u64,
+    /// Those of them that came back from the store: from an earlier life of the model.
+    pub recalled_tokens: u64,
     /// Prompt tokens of generations that came to their first token.
     pub prompt_tokens: u64,
     /// Tokens generated.
@@ -227,33 +241,22 @@ impl Engine {
         vocabulary: Arc<dyn Vocabulary>,
         options: EngineOptions,
     ) -> Result<Self> {
-        Self::launch(name, executor, None, vocabulary, options)
+        Self::start_with(name, executor, Companions::default(), vocabulary, options)
     }
 
-    /// [`start`](Self::start) with a draft model for requests that want [`Speculation::Draft`]. Its executor computes logits
-    /// over the same vocabulary; tokens beyond its end must be padding. If one of its steps fails, a warning is logged, and
-    /// answers go on without it.
+    /// [`start`](Self::start) with what may stand beside the model.
     ///
     /// # Errors
-    /// Those of [`start`](Self::start).
-    pub fn start_with_draft(
+    /// Those of [`start`](Self::start); [`Error::EngineStopped`] when the store has blocks of another size.
+    pub fn start_with(
         name: &str,
         executor: Box<dyn Executor>,
-        draft: DraftExecutor,
-        vocabulary: Arc<dyn Vocabulary>,
-        options: EngineOptions,
-    ) -> Result<Self> {
-        Self::launch(name, executor, Some(draft), vocabulary, options)
-    }
-
-    fn launch(
-        name: &str,
-        executor: Box<dyn Executor>,
-        draft: Option<DraftExecutor>,
+        companions: Companions,
         vocabulary: Arc<dyn Vocabulary>,
         options: EngineOptions,
     ) -> Result<Self> {
         let limits = executor.limits();
+        let Companions { draft, store } = companions;
         if draft.as_ref().is_some_and(|draft| draft.executor.limits().window.is_some()) {
             let message = format!("`{name}`: its draft model must keep all tokens in all layers (WindowKv::All)");
             return Err(Error::InvalidRequest { param: "draft-model", message });
@@ -282,13 +285,19 @@ impl Engine {
         });
         let keys_are_fixed = executor.prefix_reuse() == PrefixReuse::Exact;
         let prefix_cache = if keys_are_fixed { options.prefix_cache } else { PrefixCache::Off };
+        let store = store.filter(|_| prefix_cache == PrefixCache::On);
+        if let Some(kept) = store.as_ref().map(|store| store.lock().block_bytes())
+            && kept != kept_bytes(&*executor)
+        {
+            let own = kept_bytes(&*executor);
+            return Err(Error::EngineStopped(format!("`{name}` has blocks of {own} bytes, its store those of {kept}")));
+        }
         let of_worker = EngineOptions { prefix_cache, ..options };
         let (vocabulary_of_worker, shared_of_worker) = (Arc::clone(&vocabulary), Arc::clone(&shared));
         let has_draft = draft.is_some();
         let drafter = draft.map(|draft| Drafter::new(draft, vocabulary.vocab_size(), options.draft_tokens));
-        let worker =
-            Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, capacity, &of_worker)
-                .with_draft(drafter);
+        let worker = Worker::new(name, executor, vocabulary_of_worker, receiver, shared_of_worker, &of_worker, store)
+            .with_draft(drafter);
         // A thread's name can't hold a zero byte.
         let thread_name = format!("engine {}", name.replace('\0', ""));
         std::thread::Builder::new()

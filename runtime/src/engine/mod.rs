@@ -12,6 +12,7 @@
 //! | [`draft`] | guesses of a draft model: the sequences that it follows, its blocks |
 //! | `payoff` | how many guesses pay: measured times of steps, records of guesses |
 //! | `places` | the bounded queue, shared fairly |
+//! | [`keep`] | what of the cache outlives the engine |
 //! | `output` | from token bytes to the text and log-probabilities of events |
 //! | [`metrics`] | distributions of times and sizes, recorded on that thread |
 //! | [`testing`] | executors with exact expectations and no model, for tests of what is built on the engine |
@@ -20,6 +21,7 @@
 pub mod draft;
 pub mod group;
 pub mod handle;
+pub mod keep;
 pub mod metrics;
 mod output;
 mod payoff;
@@ -37,7 +39,10 @@ mod worker;
 
 pub use draft::DraftExecutor;
 pub use group::GenerationGroup;
-pub use handle::{Answer, Engine, EngineOptions, EngineStats, Generation, GuessPolicy, Guesses, PrefixCache};
+pub use handle::{
+    Answer, Companions, Engine, EngineOptions, EngineStats, Generation, GuessPolicy, Guesses, PrefixCache,
+};
+pub use keep::{SharedStore, kept_bytes};
 pub use metrics::{Distribution, Histogram, Metrics};
 pub use request::{
     Class, Event, FinishReason, GenerateRequest, Numerics, PrefixMiss, PromptCache, SamplingParams, Speculation,

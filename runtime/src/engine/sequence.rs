@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::draft::Drafter;
 use super::handle::Guesses;
+use super::keep::Kept;
 use super::metrics::Metrics;
 use super::output::{Output, Piece};
 use super::payoff::Offer;
@@ -55,16 +56,28 @@ impl EventSender {
         })
     }
 
-    /// Sends the last event. Later ones are dropped.
-    pub(super) fn end(&mut self, event: Event) {
-        if let Some(place) = self.last.take() {
-            place.send(event);
-        }
+    /// The last event, to be sent when the counts know of it. Later ones are dropped.
+    #[must_use]
+    pub(super) fn end(&mut self, event: Event) -> Option<Farewell> {
+        self.last.take().map(|place| Farewell { place, event })
     }
 
     /// Events that the client may leave unread.
     pub(super) fn max_unread(&self) -> usize {
         self.events.max_capacity() - 1
+    }
+}
+
+/// The last event of a generation, which has a place in its channel. Whoever reads the counts after it finds the
+/// generation in them.
+pub(super) struct Farewell {
+    place: mpsc::OwnedPermit<Event>,
+    event: Event,
+}
+
+impl Farewell {
+    pub(super) fn send(self) {
+        self.place.send(self.event);
     }
 }
 
@@ -95,8 +108,8 @@ impl Submission {
 pub(super) enum Outcome {
     /// One more token is known; go on.
     Continue,
-    /// It has ended by itself and its client knows.
-    Done,
+    /// It has ended by itself; its client is to be told so.
+    Done(Event),
     /// Its client has gone away.
     Gone,
     /// It can't go on.
@@ -112,6 +125,8 @@ pub(super) struct Sequence {
     pub(super) siblings: Vec<Self>,
     pub(super) class: Class,
     pub(super) guesser: Guesser,
+    /// What the store has of it.
+    pub(super) kept: Kept,
     num_prompt: usize,
     max_total: usize,
     stop_token_ids: Vec<u32>,
@@ -141,6 +156,7 @@ impl Sequence {
             siblings: Vec::new(),
             class: request.class,
             guesser: Guesser::new(request.speculation.unwrap_or_default()),
+            kept: Kept::default(),
             num_prompt,
             max_total,
             stop_token_ids: request.stop_token_ids,
@@ -213,7 +229,7 @@ impl Sequence {
         self.first_step.map_or(0.0, |start| ms(start.elapsed()))
     }
 
-    /// Samples the next token from a row of logits, tells the client, and says how it goes on.
+    /// Samples the next token from a row of logits, sends the client its text, and says how it goes on.
     pub(super) fn take(
         &mut self,
         logits: &[f32],
@@ -259,8 +275,7 @@ impl Sequence {
         let Some(reason) = reason else { return Outcome::Continue };
         let (usage, timings) = (self.usage(), self.timings());
         metrics.ended(reason, &usage, &timings);
-        self.events.end(Event::Done { reason, usage, timings, seed: self.sampler.seed() });
-        Outcome::Done
+        Outcome::Done(Event::Done { reason, usage, timings, seed: self.sampler.seed() })
     }
 
     /// The text that a token completes, and whether the answer ends with it.

@@ -57,6 +57,9 @@ enum Logits {
     Next(NextToken),
 }
 
+/// A token and a position.
+const SLOT_BYTES: usize = size_of::<u32>() + size_of::<u64>();
+
 /// An executor with exact expectations of its batches.
 pub struct TestExecutor {
     limits: Limits,
@@ -245,7 +248,7 @@ impl Executor for TestExecutor {
     }
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
-        self.limits.check_copy(pool, from, to)?;
+        self.limits.check_block(pool, from.max(to))?;
         let cache = match pool {
             KvPool::Full => {
                 self.prompt_tokens[to as usize] = self.prompt_tokens[from as usize];
@@ -255,6 +258,43 @@ impl Executor for TestExecutor {
         };
         let start = |block: u32| block as usize * BLOCK_TOKENS;
         cache.copy_within(start(from)..start(from) + BLOCK_TOKENS, start(to));
+        Ok(())
+    }
+
+    fn block_bytes(&self, pool: KvPool) -> usize {
+        if self.limits.num_blocks(pool) == 0 { 0 } else { BLOCK_TOKENS * SLOT_BYTES }
+    }
+
+    /// Each slot's token and position, or ones where there is none.
+    fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<()> {
+        self.limits.check_block(pool, block)?;
+        let cache = match pool {
+            KvPool::Full => &self.cache,
+            KvPool::Window => &self.window_cache,
+        };
+        for slot in &cache[block as usize * BLOCK_TOKENS..][..BLOCK_TOKENS] {
+            let (token, position) = slot.map_or((u32::MAX, u64::MAX), |(token, position)| (token, position as u64));
+            into.extend(token.to_le_bytes());
+            into.extend(position.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    fn write_block(&mut self, pool: KvPool, block: u32, bytes: &[u8]) -> Result<()> {
+        self.limits.check_block(pool, block)?;
+        if bytes.len() != self.block_bytes(pool) {
+            return Err(broken(format!("{} bytes for a block", bytes.len())));
+        }
+        let cache = match pool {
+            KvPool::Full => &mut self.cache,
+            KvPool::Window => &mut self.window_cache,
+        };
+        let slots = &mut cache[block as usize * BLOCK_TOKENS..];
+        for (slot, bytes) in slots.iter_mut().zip(bytes.as_chunks::<SLOT_BYTES>().0) {
+            let [a, b, c, d, position @ ..] = *bytes;
+            let token = u32::from_le_bytes([a, b, c, d]);
+            *slot = (token != u32::MAX).then(|| (token, u64::from_le_bytes(position) as usize));
+        }
         Ok(())
     }
 

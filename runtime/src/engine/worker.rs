@@ -1,6 +1,7 @@
 //! The engine's thread: the step loop.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use std::time::Instant;
 
 use super::draft::{Drafter, Wish};
 use super::handle::{EngineOptions, EngineStats, GuessPolicy, PrefixCache, Shared};
+use super::keep::SharedStore;
 use super::payoff::{Costs, Offer, Source, StepTimes, choose};
 use super::request::{Event, Speculation};
-use super::sequence::{EventSender, Outcome, Sequence, Submission};
+use super::sequence::{EventSender, Farewell, Outcome, Sequence, Submission};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Limits, Numerics, OutputRows, StepBatch};
-use crate::kv::PrefixMiss;
+use crate::kv::{BlockPool, PrefixMiss, PrefixSpace};
 use crate::sample::Scratch;
 use crate::sched::{BlockCopy, Capacity, SeqId, State, StepPlan, TokenSource};
 
@@ -60,6 +62,42 @@ impl TokenSource for Sequences {
     }
 }
 
+/// The generations for a step that is being planned, and what brings blocks back for it.
+struct Planning<'a> {
+    sequences: &'a Sequences,
+    recall: RefCell<Recall<'a>>,
+}
+
+struct Recall<'a> {
+    store: Option<&'a SharedStore>,
+    executor: &'a mut dyn Executor,
+    /// Tokens that came back.
+    num_tokens: usize,
+    error: Option<Error>,
+}
+
+impl TokenSource for Planning<'_> {
+    fn tokens(&self, id: SeqId) -> &[u32] {
+        self.sequences.tokens(id)
+    }
+
+    fn recall(&self, space: PrefixSpace, tokens: &[u32], pool: &mut BlockPool) -> bool {
+        let Recall { store: Some(store), executor, num_tokens, error } = &mut *self.recall.borrow_mut() else {
+            return false;
+        };
+        match store.recall(&mut **executor, space, tokens, pool) {
+            Ok(recalled) => {
+                *num_tokens += recalled;
+                recalled > 0
+            }
+            Err(refused) => {
+                *error = Some(refused);
+                false
+            }
+        }
+    }
+}
+
 /// Everything that the thread owns.
 pub(super) struct Worker {
     name: String,
@@ -72,6 +110,8 @@ pub(super) struct Worker {
     has_window: bool,
     sequences: Sequences,
     prefix_cache: PrefixCache,
+    /// Where computed prompts go that the pool can't keep.
+    store: Option<SharedStore>,
     is_draining: bool,
     stats: EngineStats,
     /// Milliseconds from first step to end, averaged over recent generations.
@@ -89,6 +129,8 @@ pub(super) struct Worker {
     scratch: Scratch,
     ended: Vec<SeqId>,
     copies: Vec<BlockCopy>,
+    /// Sent when the counts are published.
+    farewells: Vec<Farewell>,
 }
 
 impl Worker {
@@ -98,10 +140,10 @@ impl Worker {
         vocabulary: Arc<dyn Vocabulary>,
         inbox: Receiver<Message>,
         shared: Arc<Shared>,
-        capacity: Capacity,
         options: &EngineOptions,
+        store: Option<SharedStore>,
     ) -> Self {
-        let stats = *shared.stats();
+        let (stats, capacity) = (*shared.stats(), capacity(&executor.limits(), options));
         Self {
             name: name.to_owned(),
             executor,
@@ -112,6 +154,7 @@ impl Worker {
             state: State::new(capacity),
             sequences: Sequences::default(),
             prefix_cache: options.prefix_cache,
+            store,
             is_draining: false,
             stats,
             service_ms: 0.0,
@@ -125,6 +168,7 @@ impl Worker {
             scratch: Scratch::default(),
             ended: Vec::new(),
             copies: Vec::new(),
+            farewells: Vec::new(),
             wishes: Vec::new(),
         }
     }
@@ -137,7 +181,7 @@ impl Worker {
     /// The thread's whole life.
     pub(super) fn run(mut self) {
         // After a panic nothing of the state is used any more except to tell its clients.
-        let reason = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+        let reason = match catch_unwind(AssertUnwindSafe(|| self.serve().and_then(|()| self.keep_all()))) {
             Ok(Ok(())) => {
                 tracing::debug!(model = self.name, "engine shut down");
                 "it was shut down".to_owned()
@@ -184,6 +228,14 @@ impl Worker {
         }
     }
 
+    /// Lets the store have what is cached before the executor goes.
+    fn keep_all(&mut self) -> Result<()> {
+        match &self.store {
+            Some(store) => store.keep_all(&mut *self.executor, &self.state.cached()),
+            None => Ok(()),
+        }
+    }
+
     fn receive(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Submit(submission) => self.enqueue(submission.into_sequences()),
@@ -210,7 +262,7 @@ impl Worker {
                 Err(error) => {
                     self.leave_queue(&sequence);
                     self.stats.failed += 1;
-                    sequence.events.end(Event::Failed(error));
+                    self.farewells.extend(sequence.events.end(Event::Failed(error)));
                 }
             }
         }
@@ -220,13 +272,13 @@ impl Worker {
     /// is done for them.
     fn drop_leaving(&mut self) {
         let now = Instant::now();
-        let stats = &mut self.stats;
+        let (stats, farewells) = (&mut self.stats, &mut self.farewells);
         let mut leaves = |sequence: &mut Sequence| {
             if sequence.events.is_gone() {
                 stats.cancelled += 1;
             } else if let Some(error) = sequence.overdue(now) {
                 stats.failed += 1;
-                sequence.events.end(Event::Failed(error));
+                farewells.extend(sequence.events.end(Event::Failed(error)));
             } else {
                 return false;
             }
@@ -269,7 +321,14 @@ impl Worker {
 
     fn step(&mut self) -> Result<()> {
         self.guess();
-        self.state.schedule(&mut self.plan, &self.sequences);
+        let recall = Recall { store: self.store.as_ref(), executor: &mut *self.executor, num_tokens: 0, error: None };
+        let planning = Planning { sequences: &self.sequences, recall: RefCell::new(recall) };
+        self.state.schedule(&mut self.plan, &planning);
+        let Recall { num_tokens, error, .. } = planning.recall.into_inner();
+        self.stats.recalled_tokens += num_tokens as u64;
+        if let Some(error) = error {
+            return Err(error);
+        }
         if self.plan.pieces.is_empty() {
             return Err(Error::EngineStopped("the scheduler found no work although sequences wait".into()));
         }
@@ -312,7 +371,25 @@ impl Worker {
                 let known = sequence.tokens.len();
                 let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch, metrics);
                 self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
-                settle(outcome, sequence, &mut self.stats, &mut self.service_ms)
+                let (event, goes_on) = match outcome {
+                    Outcome::Continue => (None, true),
+                    Outcome::Done(event) => {
+                        self.stats.completed += 1;
+                        let weight = if self.service_ms == 0.0 { 1.0 } else { 0.125 };
+                        self.service_ms += (sequence.service_ms() - self.service_ms) * weight;
+                        (Some(event), false)
+                    }
+                    Outcome::Gone => {
+                        self.stats.cancelled += 1;
+                        (None, false)
+                    }
+                    Outcome::Failed(error) => {
+                        self.stats.failed += 1;
+                        (Some(Event::Failed(error)), false)
+                    }
+                };
+                self.farewells.extend(event.and_then(|event| sequence.events.end(event)));
+                goes_on
             };
             for mut sibling in siblings {
                 if goes_on(&mut sibling, first_row)
@@ -356,6 +433,7 @@ impl Worker {
         for copy in self.copies.drain(..) {
             self.executor.copy_block(copy.pool, copy.from, copy.to)?;
         }
+        self.keep_computed()?;
         self.remove_ended();
         Ok(())
     }
@@ -393,6 +471,19 @@ impl Worker {
         self.draft();
         let mut counts = self.counts.iter();
         self.state.guess(|_| counts.next().copied().unwrap_or(0));
+    }
+
+    /// Gives the store the blocks that the step has filled.
+    fn keep_computed(&mut self) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        for piece in &self.plan.pieces {
+            if let Some(sequence) = self.sequences.0.get_mut(&piece.id)
+                && let Some((space, table)) = self.state.cached_table(piece.id)
+            {
+                store.keep(&mut *self.executor, space, &sequence.tokens, table, &mut sequence.kept)?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets the draft model make the guesses that were chosen of it. If it fails, there are none any more.
@@ -498,6 +589,7 @@ impl Worker {
         self.stats.free_window_blocks = self.state.num_free_window_blocks();
         self.stats.cached_window_blocks = self.state.num_cached_window_blocks();
         *self.shared.stats() = self.stats;
+        self.farewells.drain(..).for_each(Farewell::send);
         // When all places are taken, one gets free as often as a generation ends.
         let interval = self.service_ms / self.stats.running.max(1) as f64;
         self.shared.retry_after_ms.store(interval.clamp(1000.0, 60_000.0) as u64, Ordering::Relaxed);
@@ -507,7 +599,7 @@ impl Worker {
     fn stop(mut self, reason: String) {
         self.shared.refuse(reason.clone());
         let mut fail = |mut events: EventSender| {
-            events.end(Event::Failed(Error::EngineStopped(reason.clone())));
+            self.farewells.extend(events.end(Event::Failed(Error::EngineStopped(reason.clone()))));
             self.stats.failed += 1;
         };
         while let Ok(message) = self.inbox.try_recv() {
@@ -527,31 +619,16 @@ impl Worker {
         self.stats.free_window_blocks = self.stats.total_window_blocks;
         self.stats.cached_window_blocks = 0;
         *self.shared.stats() = self.stats;
+        self.farewells.drain(..).for_each(Farewell::send);
         self.drop_drafter();
+        // The next engine of the model may open the store as soon as this one has stopped.
+        drop(self.store);
         let executor = self.executor;
         if catch_unwind(AssertUnwindSafe(|| drop(executor))).is_err() {
             tracing::error!(model = self.name, "the executor panicked while it was dropped");
         }
         self.shared.stop(reason);
     }
-}
-
-/// Notes how a token left its generation, tells the client of a failure, and says whether it goes on.
-fn settle(outcome: Outcome, sequence: &mut Sequence, stats: &mut EngineStats, service_ms: &mut f64) -> bool {
-    match outcome {
-        Outcome::Continue => return true,
-        Outcome::Done => {
-            stats.completed += 1;
-            let weight = if *service_ms == 0.0 { 1.0 } else { 0.125 };
-            *service_ms += (sequence.service_ms() - *service_ms) * weight;
-        }
-        Outcome::Gone => stats.cancelled += 1,
-        Outcome::Failed(error) => {
-            stats.failed += 1;
-            sequence.events.end(Event::Failed(error));
-        }
-    }
-    false
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> String {

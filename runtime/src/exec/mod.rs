@@ -51,15 +51,15 @@ impl Limits {
         }
     }
 
-    /// Refuses a copy that leaves the pool.
+    /// Refuses a block outside a pool.
     ///
     /// # Errors
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block`.
-    pub fn check_copy(&self, pool: KvPool, from: u32, to: u32) -> Result<()> {
-        if (from.max(to) as usize) < self.num_blocks(pool) {
+    pub fn check_block(&self, pool: KvPool, block: u32) -> Result<()> {
+        if (block as usize) < self.num_blocks(pool) {
             return Ok(());
         }
-        let message = format!("{from} to {to} is outside the pool of {}", self.num_blocks(pool));
+        let message = format!("{block} is outside the pool of {}", self.num_blocks(pool));
         Err(Error::InvalidRequest { param: "block", message })
     }
 }
@@ -120,6 +120,23 @@ pub trait Executor: Send {
     /// # Errors
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when one of them is outside the pool.
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()>;
+
+    /// Bytes of a block of a KV pool over all its layers; 0 where there is no such pool.
+    fn block_bytes(&self, pool: KvPool) -> usize;
+
+    /// Appends the keys and values of a block: [`block_bytes`](Self::block_bytes) in all.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when it is outside the pool.
+    fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<()>;
+
+    /// Replaces the keys and values of a block by what [`read_block`](Self::read_block) gave, be it in another process with an
+    /// executor of the same kind, plan and options.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when it is outside the pool or the number of
+    /// bytes is wrong; then nothing was written.
+    fn write_block(&mut self, pool: KvPool, block: u32, bytes: &[u8]) -> Result<()>;
 
     /// Other work follows on the same cores: threads that would stay ready for the next step sleep until it comes.
     fn rest(&mut self) {}

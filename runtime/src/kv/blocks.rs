@@ -53,6 +53,11 @@ impl Blocks {
         self.idle.len()
     }
 
+    /// Idle ones, those first that have been so for the shortest time.
+    pub(super) fn idle(&self) -> impl Iterator<Item = u32> {
+        self.idle.values().rev().copied()
+    }
+
     pub(super) fn is_owned(&self, block: u32) -> bool {
         self.owners[block as usize] > 0
     }

@@ -1,7 +1,7 @@
 //! Reference-counted blocks, those of them that are cached, and the tables that own them.
 
 use super::blocks::{Blocks, Taken};
-use super::prefix::{Inserted, Prefix, PrefixIndex, PrefixSpace};
+use super::prefix::{CachedBlock, Inserted, Prefix, PrefixIndex, PrefixSpace};
 use super::window::{KvWindow, WindowBlocks};
 use super::{BLOCK_TOKENS, NO_BLOCK};
 
@@ -87,6 +87,19 @@ impl BlockPool {
     pub fn needed(&self, num_tokens: usize, prefix: &Prefix) -> usize {
         let owned = prefix.blocks.iter().filter(|&&block| self.blocks.is_owned(block)).count();
         Self::blocks_for(num_tokens) - owned
+    }
+
+    /// Every idle block of the cache with the blocks before it, those first that were used last: a parent is always before its
+    /// children.
+    pub fn cached(&self) -> Vec<CachedBlock<'_>> {
+        let window = |block| self.window.as_ref().map_or(NO_BLOCK, |window| window.of(block));
+        let cached = |block| Some(CachedBlock { window: window(block), ..self.index.cached(block)? });
+        self.blocks.idle().filter_map(cached).collect()
+    }
+
+    /// Tokens that layers with a window see; `None` where there is no pool for them.
+    pub fn window_tokens(&self) -> Option<usize> {
+        self.window.as_ref().map(|window| window.size.num_tokens)
     }
 
     /// Whether such a sequence finds its blocks, with `num_spare` to be left in each pool.
@@ -182,6 +195,11 @@ impl BlockTable {
     /// Block ids in the order of the tokens.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks
+    }
+
+    /// Those of them, from the first, that are cached.
+    pub fn cached_blocks(&self) -> &[u32] {
+        &self.blocks[..self.num_cached]
     }
 
     /// The same of the window's pool: [`NO_BLOCK`] for blocks that fell out of the window, and none for the last ones as long

@@ -6,10 +6,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::BLOCK_TOKENS;
+use super::{BLOCK_TOKENS, NO_BLOCK};
 
 /// The tokens of a full block.
-pub(super) type Tokens = [u32; BLOCK_TOKENS];
+pub type Tokens = [u32; BLOCK_TOKENS];
 
 /// Chains that never meet: the same tokens in two spaces are two blocks. Sequences whose cache must be exactly
 /// reproducible don't share with those whose cache depends on who was in the batch.
@@ -58,9 +58,24 @@ impl Prefix {
 
 /// What a chain hangs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Parent {
+pub enum Parent {
+    /// It is the first block of a sequence.
     Root(PrefixSpace),
+    /// This block is before it.
     Block(u32),
+}
+
+/// A block of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedBlock<'a> {
+    /// Its id.
+    pub block: u32,
+    /// The same in the window's pool, or [`NO_BLOCK`].
+    pub window: u32,
+    /// What is before it.
+    pub parent: Parent,
+    /// What it holds.
+    pub tokens: &'a Tokens,
 }
 
 #[derive(Debug)]
@@ -199,6 +214,11 @@ impl PrefixIndex {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn cached(&self, block: u32) -> Option<CachedBlock<'_>> {
+        let Node { parent, tokens, .. } = self.node(block)?;
+        Some(CachedBlock { block, window: NO_BLOCK, parent: *parent, tokens })
     }
 
     /// The block before a cached one.

@@ -59,6 +59,11 @@ impl WindowBlocks {
         self.blocks.num_idle()
     }
 
+    /// The block with the tokens of a cached block of the other pool, or [`NO_BLOCK`].
+    pub(super) fn of(&self, node: u32) -> u32 {
+        self.of_node[node as usize]
+    }
+
     /// Which blocks of a sequence it holds once `num_computed` tokens are computed and it has room for `num_tokens`.
     pub(super) fn held(&self, num_computed: usize, num_tokens: usize) -> std::ops::Range<usize> {
         let first = self.size.first_block(num_computed);

@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
+use shimmy_kernels::cpu::CpuKernels;
+use shimmy_kernels::cpu::kv::KV_LAYOUT;
 
 use crate::config::{ModelConfig, SamplingDefaults};
-use crate::engine::{Engine, EngineOptions, SamplingParams};
+use crate::engine::{Companions, Engine, EngineOptions, SamplingParams, kept_bytes};
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executor, KvTypes, PrefixReuse, kv_bytes};
-use crate::kv::KvPool;
+use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::loader::ModelFile;
 use crate::models::draft::{DraftOptions, LoadedDraft};
 use crate::models::names;
 use crate::models::registry::Servable;
+use crate::models::stores::KvStores;
 use crate::plan::{OutputKind, Plan};
 use crate::text::{AddSpecial, ChatTemplate, GenerationPrompt, ParseSpecial, Tokenizer};
 
@@ -65,6 +68,8 @@ pub struct LoadOptions {
     pub engine: EngineOptions,
     /// The model's name; `None`: from the path.
     pub name: Option<String>,
+    /// Where its computed prompts go when it leaves memory.
+    pub stores: KvStores,
     /// A draft model for it.
     pub draft: Option<DraftOptions>,
     /// Watches the load. With a watcher the weights are read ahead, so that what it sees is the disk's progress;
@@ -78,6 +83,7 @@ impl std::fmt::Debug for LoadOptions {
             .field("exec", &self.exec)
             .field("engine", &self.engine)
             .field("name", &self.name)
+            .field("stores", &self.stores)
             .field("draft", &self.draft)
             .finish_non_exhaustive()
     }
@@ -107,6 +113,7 @@ pub struct LoadedModel {
     pub kv_types: KvTypes,
     /// How long the load took.
     pub load_time: Duration,
+    keeps_on_disk: bool,
 }
 
 impl LoadedModel {
@@ -153,7 +160,7 @@ impl Servable for LoadedModel {
 
     fn wait_released(&self) {
         if !self.engine.wait_stopped(RELEASE_TIME) {
-            tracing::warn!(model = self.name, "its failed engine still holds memory");
+            tracing::warn!(model = self.name, "its engine still holds memory");
         }
     }
 }
@@ -161,7 +168,21 @@ impl Servable for LoadedModel {
 impl Drop for LoadedModel {
     fn drop(&mut self) {
         self.engine.shutdown();
+        // The process may be about to end.
+        if self.keeps_on_disk {
+            self.wait_released();
+        }
     }
+}
+
+/// All that keys and values in a block depend on beside the model: blocks of another layout are of no use.
+fn kv_layout(executor: &dyn Executor, exec: &ExecOptions) -> String {
+    let ExecOptions { kv_types: KvTypes { k, v }, activations, .. } = exec;
+    let isa = CpuKernels::detect().isa().name();
+    // Layers with a window in a pool of their own lie elsewhere in a block.
+    let pools = if executor.limits().window.is_some() { "two pools" } else { "one pool" };
+    let name = executor.name();
+    format!("{KV_LAYOUT} {BLOCK_TOKENS} {name} {isa} {} {} {activations:?} {pools}", k.name(), v.name())
 }
 
 /// Opens, checks and starts the model at `path`.
@@ -212,22 +233,38 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
             plan.max_context
         );
     }
-    let (engine, draft) = match &options.draft {
-        None => (Engine::start(&name, executor, tokenizer.clone(), options.engine)?, None),
+    let layout = kv_layout(&*executor, &options.exec);
+    let store = options.stores.for_model(&name, file.parts(), &layout, kept_bytes(&*executor));
+    let (draft, loaded_draft) = match &options.draft {
+        None => (None, None),
         Some(draft) => {
             if executor.prefix_reuse() == PrefixReuse::DependsOnLength {
                 tracing::warn!("{name}: its keys depend on the length of the text, so nothing is guessed");
             }
             let (draft, loaded) = super::draft::load(draft, &options.exec, &tokenizer, &limits, build)?;
-            let engine = Engine::start_with_draft(&name, executor, draft, tokenizer.clone(), options.engine)?;
-            (engine, Some(loaded))
+            (Some(draft), Some(loaded))
         }
     };
+    let companions = Companions { draft, store };
+    let engine = Engine::start_with(&name, executor, companions, tokenizer.clone(), options.engine)?;
     let defaults = recommended(&config.defaults);
     let path = path.to_path_buf();
     let load_time = start.elapsed();
-    let kv_types = options.exec.kv_types;
-    Ok(LoadedModel { name, path, config, tokenizer, template, engine, defaults, kv_bytes, draft, kv_types, load_time })
+    let (kv_types, keeps_on_disk) = (options.exec.kv_types, options.stores.are_files());
+    Ok(LoadedModel {
+        name,
+        path,
+        config,
+        tokenizer,
+        template,
+        engine,
+        defaults,
+        kv_bytes,
+        draft: loaded_draft,
+        kv_types,
+        load_time,
+        keeps_on_disk,
+    })
 }
 
 /// The model's recommendations over the general defaults.

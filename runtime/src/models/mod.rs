@@ -8,16 +8,19 @@
 //! | [`summary`] | what a file says of itself, for `list` and `inspect`, without an architecture's help |
 //! | [`load`](mod@load) | a file to a model that answers: tokenizer, template, executor, engine |
 //! | [`registry`] | names to loaded models: loads on first use, each model once |
+//! | [`stores`] | where computed prompts go when their model leaves memory |
 
 pub mod discover;
 pub mod draft;
 pub mod load;
 pub mod names;
 pub mod registry;
+pub mod stores;
 pub mod summary;
 
 pub use discover::{Catalog, Discovered, Origin, default_roots};
 pub use draft::{DraftOptions, LoadedDraft};
 pub use load::{LoadOptions, LoadedModel, Progress, Stage, load};
 pub use registry::{Models, Servable};
+pub use stores::KvStores;
 pub use summary::Summary;

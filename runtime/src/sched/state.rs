@@ -4,7 +4,7 @@ use super::queue::WaitQueue;
 use super::sequence::{Class, SeqId, Sequence};
 use crate::error::{Error, Result};
 use crate::exec::OutputRows;
-use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, KvPool, KvWindow, Prefix, PrefixMiss, PrefixSpace};
+use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, CachedBlock, KvPool, KvWindow, Prefix, PrefixMiss, PrefixSpace};
 
 /// What the scheduler may hand out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,12 @@ pub struct BlockCopy {
 pub trait TokenSource {
     /// All known tokens of a sequence: as many as the scheduler was told of.
     fn tokens(&self, id: SeqId) -> &[u32];
+
+    /// Called when a sequence with more `tokens` than the cache holds is about to get its blocks: whoever has computed blocks of
+    /// them elsewhere may bring them back into the pool. Says whether there are more of them in the cache now.
+    fn recall(&self, _space: PrefixSpace, _tokens: &[u32], _pool: &mut BlockPool) -> bool {
+        false
+    }
 }
 
 /// All sequences of one executor.
@@ -248,11 +254,22 @@ impl State {
     fn admit(&mut self, mut budget: usize, plan: &mut StepPlan, tokens: &dyn TokenSource) {
         while budget > 0 && self.running.len() < self.capacity.max_running {
             let Some(next) = self.waiting.front() else { return };
-            let prefix = self.find(next, tokens);
+            let mut prefix = self.find(next, tokens);
             // Room for all known tokens at once: two half-computed prompts can't starve each other of blocks. One more
             // block for each running sequence keeps it from being preempted again by the next few tokens of the others.
             if !self.pool.has_room(next.num_tokens, &prefix, self.running.len()) {
                 return;
+            }
+            // Now it is sure to be admitted. What comes back takes blocks that it needs anyway.
+            if matches!(prefix.miss, Some(PrefixMiss::NoMatch | PrefixMiss::Evicted))
+                && let (Some(space), Some(known)) = (next.space, tokens.tokens(next.id).get(..next.num_tokens - 1))
+                && tokens.recall(space, known, &mut self.pool)
+            {
+                prefix = self.pool.find(space, known);
+                // What came back may be a longer way into the text, whose window nobody else has.
+                if !self.pool.has_room(next.num_tokens, &prefix, self.running.len()) {
+                    return;
+                }
             }
             let Some(mut seq) = self.waiting.pop() else { return };
             seq.table = BlockTable::with_prefix(&prefix, &mut self.pool);
@@ -368,6 +385,17 @@ impl State {
     /// Where a running sequence is. They are few, and sorted by another thing than the id.
     fn position(&self, id: SeqId) -> Option<usize> {
         self.running.iter().position(|seq| seq.id == id)
+    }
+
+    /// The table of a running sequence that leaves its blocks in this space of the prefix cache.
+    pub fn cached_table(&self, id: SeqId) -> Option<(PrefixSpace, &BlockTable)> {
+        let seq = &self.running[self.position(id)?];
+        Some((seq.space?, &seq.table))
+    }
+
+    /// Every block of the prefix cache; see [`BlockPool::cached`].
+    pub fn cached(&self) -> Vec<CachedBlock<'_>> {
+        self.pool.cached()
     }
 
     /// Block table of a running sequence; empty for others.

@@ -8,7 +8,10 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use shimmy_runtime::engine::{EngineOptions, SamplingParams, Speculation};
 use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvSize, KvType, KvTypes};
-use shimmy_runtime::models::{self, Catalog, Discovered, DraftOptions, LoadOptions, LoadedModel, default_roots};
+use shimmy_runtime::kv::store::folder::KvFolder;
+use shimmy_runtime::models::{
+    self, Catalog, Discovered, DraftOptions, KvStores, LoadOptions, LoadedModel, default_roots,
+};
 
 use super::failure::usage;
 use super::progress::Bar;
@@ -114,6 +117,33 @@ impl ExecArgs {
             },
             kv_types: KvTypes { k: self.cache_type_k.unwrap_or(self.kv.k), v: self.cache_type_v.unwrap_or(self.kv.v) },
         }
+    }
+}
+
+/// What is computed once and for all.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "How to run the model")]
+pub(super) struct KeepArgs {
+    /// Keep computed prompts in this folder, so that they need not be computed again after a restart. Whoever can read
+    /// its files can read the prompts; they are made for their owner only.
+    #[arg(long, value_name = "FOLDER", env = "SHIMMY_KV_CACHE_DIR")]
+    pub(super) kv_cache_dir: Option<PathBuf>,
+    /// Most that all files in it take; those of models that were not used for longest go first [default: 8GiB].
+    #[arg(long, value_name = "SIZE", requires = "kv_cache_dir")]
+    pub(super) kv_cache_size: Option<ByteSize>,
+}
+
+impl KeepArgs {
+    /// For the models.
+    ///
+    /// # Errors
+    /// When there is no such folder and it can't be made.
+    pub(super) fn stores(&self) -> anyhow::Result<KvStores> {
+        let Some(path) = self.kv_cache_dir.clone() else { return Ok(KvStores::memory()) };
+        let max_bytes = self.kv_cache_size.unwrap_or(ByteSize::gib(8)).as_u64();
+        let folder = KvFolder { path, max_bytes };
+        folder.create().map_err(|error| usage(format!("--kv-cache-dir: {error}")))?;
+        Ok(KvStores::folder(folder))
     }
 }
 
@@ -247,13 +277,20 @@ pub(super) fn find(model: &str, roots: &RootArgs) -> anyhow::Result<Discovered> 
 pub(super) fn load(
     found: &Discovered,
     exec: &ExecArgs,
+    keep: &KeepArgs,
     speculate: &SpeculateArgs,
     roots: &RootArgs,
 ) -> anyhow::Result<Arc<LoadedModel>> {
     let (engine, draft) = (speculate.over(EngineOptions::default())?, speculate.draft(roots)?);
     let bar = Bar::new(found.bytes);
-    let options =
-        LoadOptions { exec: exec.options(), engine, name: Some(found.name.clone()), draft, progress: bar.watcher() };
+    let options = LoadOptions {
+        exec: exec.options(),
+        engine,
+        name: Some(found.name.clone()),
+        stores: keep.stores()?,
+        draft,
+        progress: bar.watcher(),
+    };
     Ok(Arc::new(models::load(&found.path, &options)?))
 }
 

@@ -11,7 +11,7 @@ use shimmy_runtime::engine::{Event, GenerateRequest};
 use shimmy_runtime::models::LoadedModel;
 use shimmy_runtime::models::discover::cache_folder;
 
-use super::args::{ExecArgs, RootArgs, SamplingArgs, SpeculateArgs, find, load};
+use super::args::{ExecArgs, KeepArgs, RootArgs, SamplingArgs, SpeculateArgs, find, load};
 use super::failure::usage;
 use super::interrupt::Interrupt;
 use super::{Context, generate, output};
@@ -38,6 +38,8 @@ pub(super) struct Args {
     #[command(flatten)]
     exec: ExecArgs,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     roots: RootArgs,
 }
 
@@ -48,7 +50,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
     let found = find(&args.model, &args.roots)?;
-    let model = load(&found, &args.exec, &args.speculate, &args.roots)?;
+    let model = load(&found, &args.exec, &args.keep, &args.speculate, &args.roots)?;
     if model.template.is_none() {
         let message =
             format!("`{}` has no chat template; `shimmy generate --raw` completes a text with it", model.name);

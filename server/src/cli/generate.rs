@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 use shimmy_runtime::engine::{Event, GenerateRequest};
 use shimmy_runtime::models::LoadedModel;
 
-use super::args::{ExecArgs, RootArgs, SamplingArgs, SpeculateArgs, find, load};
+use super::args::{ExecArgs, KeepArgs, RootArgs, SamplingArgs, SpeculateArgs, find, load};
 use super::failure::usage;
 use super::interrupt::Interrupt;
 use super::{Context, output};
@@ -36,6 +36,8 @@ pub(super) struct Args {
     #[command(flatten)]
     exec: ExecArgs,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     roots: RootArgs,
 }
 
@@ -53,7 +55,7 @@ pub(super) fn run(args: Args, context: Context) -> anyhow::Result<()> {
     if prompt.is_empty() {
         return Err(usage("the prompt is empty"));
     }
-    let model = load(&found, &args.exec, &args.speculate, &args.roots)?;
+    let model = load(&found, &args.exec, &args.keep, &args.speculate, &args.roots)?;
     let prompt = if args.raw { model.encode_text(&prompt)? } else { chat_prompt(&model, args.system, &prompt)? };
     let request = GenerateRequest {
         max_tokens: args.sampling.max_tokens.map(Into::into),

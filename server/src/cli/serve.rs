@@ -11,7 +11,7 @@ use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::models::{self, Discovered, LoadOptions, Models};
 use tokio::sync::Notify;
 
-use super::args::{ExecArgs, RootArgs, SpeculateArgs, find};
+use super::args::{ExecArgs, KeepArgs, RootArgs, SpeculateArgs, find};
 use super::failure::usage;
 use super::output;
 use super::progress::Bar;
@@ -20,6 +20,9 @@ use crate::process;
 
 /// The first port that is tried, and the last.
 const PORTS: std::ops::RangeInclusive<u16> = 11435..=11535;
+
+/// After the last answer: how long an engine may take to end.
+const LAST_WRITES: Duration = Duration::from_secs(10);
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -57,6 +60,8 @@ pub(super) struct Args {
     #[command(flatten)]
     exec: ExecArgs,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     roots: RootArgs,
 }
 
@@ -82,6 +87,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         None => state.set_ready(),
     }
     let deadline = Duration::from_secs(args.drain_seconds);
+    let state_at_end = state.clone();
     actix_web::rt::System::new().block_on(async move {
         let signals = Signals::new()?;
         let shutdown = async move {
@@ -92,6 +98,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         };
         app::serve(listener, state, deadline, shutdown).await
     })?;
+    // What they have computed may still be on its way to the disk.
+    let models = state_at_end.models.loaded();
+    models.iter().for_each(|model| model.engine.shutdown());
+    for model in models {
+        if !model.engine.wait_stopped(LAST_WRITES) {
+            tracing::warn!(model = model.name, "it didn't end in time");
+        }
+    }
     let failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     match failed {
         Some(error) => Err(error),
@@ -100,7 +114,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
-    let exec = args.exec.options();
+    let (exec, stores) = (args.exec.options(), args.keep.stores()?);
     let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On };
     let numerics = if args.deterministic { Numerics::Invariant } else { Numerics::Fast };
     let plain = EngineOptions { queue: args.queue, prefix_cache, numerics, ..EngineOptions::default() };
@@ -110,7 +124,7 @@ fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
         return Err(usage("--draft-model needs --model: it guesses for that one"));
     }
     let drafted = pinned.as_ref().map(|model| model.path.clone());
-    Ok(Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
+    let models = Models::new(pinned.into_iter().collect(), args.roots.roots(), move |model| {
         let bar = Bar::new(model.bytes);
         // The draft model has the vocabulary of the model that was named with it; others do without.
         let draft = draft.clone().filter(|_| drafted.as_ref() == Some(&model.path));
@@ -119,7 +133,7 @@ fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
             _ => engine,
         };
         let (exec, name) = (exec.clone(), Some(model.name.clone()));
-        let options = LoadOptions { exec, engine, name, draft, progress: bar.watcher() };
+        let options = LoadOptions { exec, engine, name, stores: stores.clone(), draft, progress: bar.watcher() };
         let loaded = models::load(&model.path, &options)?;
         let limits = loaded.engine.limits();
         let held = limits.num_kv_blocks * BLOCK_TOKENS;
@@ -139,7 +153,8 @@ fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
             eprintln!("{}: draft model {name}; its KV cache {held} tokens, up to {bytes}", loaded.name);
         }
         Ok(loaded)
-    }))
+    });
+    Ok(models)
 }
 
 type LoadFailure = Arc<std::sync::Mutex<Option<anyhow::Error>>>;

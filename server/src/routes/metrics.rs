@@ -137,6 +137,11 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
             stats.prefix_queries,
         ),
         ("vllm:prefix_cache_hits_total", "Prompt tokens that were found there.", stats.prefix_hits),
+        (
+            "shimmy_recalled_tokens_total",
+            "Of those, what an earlier life of the model had computed.",
+            stats.recalled_tokens,
+        ),
         ("shimmy_steps_total", "Steps of the engine.", stats.steps),
         ("shimmy_requests_cancelled_total", "Generations whose client went away.", stats.cancelled),
         ("shimmy_requests_failed_total", "Generations that failed.", stats.failed),

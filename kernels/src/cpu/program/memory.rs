@@ -76,6 +76,12 @@ impl<T: Pod> Region<T> {
         unsafe { std::ptr::copy(from, to, len) };
     }
 
+    /// The elements in this range.
+    pub(super) fn get_mut(&mut self, range: Range<usize>) -> &mut [T] {
+        // SAFETY: `&mut self` keeps all others out.
+        unsafe { self.slice_mut(range) }
+    }
+
     /// # Safety
     /// No thread writes to the range while the result lives.
     pub(super) unsafe fn slice(&self, range: Range<usize>) -> &[T] {
@@ -122,11 +128,9 @@ mod tests {
     #[test]
     fn copies_move_just_their_elements() {
         let mut region = Region::<u16>::zeroed(256);
-        // SAFETY: nobody else has the region.
-        unsafe { region.slice_mut(0..256) }.iter_mut().zip(0..).for_each(|(x, index)| *x = index);
+        region.get_mut(0..256).iter_mut().zip(0..).for_each(|(x, index)| *x = index);
         region.copy_within(64..128, 192);
-        // SAFETY: nobody writes.
-        let elements = unsafe { region.slice(0..256) };
+        let elements = region.get_mut(0..256);
         assert!(elements[..192].iter().zip(0..).all(|(&x, index)| x == index));
         assert!(elements[192..].iter().zip(64..).all(|(&x, index)| x == index));
         let beyond = std::panic::AssertUnwindSafe(|| region.range_at(250..257));

@@ -186,14 +186,55 @@ impl Program {
     /// # Errors
     /// [`ProgramError::Step`] when one of them is outside the pool.
     pub fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
-        let num_blocks = self.code.num_blocks_in(pool);
-        if from.max(to) as usize >= num_blocks {
-            return Err(ProgramError::Step(format!("block {from} to {to} of a pool of {num_blocks}")));
-        }
+        self.check_block(pool, from.max(to))?;
         for (from, to) in self.code.block_ranges(pool, from).zip(self.code.block_ranges(pool, to)) {
             self.memory.kv.copy_within(from, to.start);
         }
         Ok(())
+    }
+
+    /// Bytes of a block of a KV pool: the keys and values of all its caches.
+    pub fn block_bytes(&self, pool: KvPool) -> usize {
+        self.code.block_ranges(pool, 0).map(|range| range.len()).sum()
+    }
+
+    /// Appends the keys and values of a block, cache by cache: [`block_bytes`](Self::block_bytes) in all. What they mean
+    /// depends on the program and on the KV types, not on the instruction set.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when it is outside the pool.
+    pub fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<(), ProgramError> {
+        self.check_block(pool, block)?;
+        for range in self.code.block_ranges(pool, block) {
+            into.extend_from_slice(self.memory.kv.get_mut(range));
+        }
+        Ok(())
+    }
+
+    /// Replaces the keys and values of a block by what [`read_block`](Self::read_block) gave.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when it is outside the pool, or the number of bytes is wrong; then nothing was written.
+    pub fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<(), ProgramError> {
+        self.check_block(pool, block)?;
+        if bytes.len() != self.block_bytes(pool) {
+            let what = format!("{} bytes for a block of {}", bytes.len(), self.block_bytes(pool));
+            return Err(ProgramError::Step(what));
+        }
+        for range in self.code.block_ranges(pool, block) {
+            let (part, rest) = bytes.split_at(range.len());
+            self.memory.kv.get_mut(range).copy_from_slice(part);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
+        let num_blocks = self.code.num_blocks_in(pool);
+        if (block as usize) < num_blocks {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
     }
 
     /// Lets the workers sleep until the next step: see [`Team::rest`](super::team::Team::rest).

@@ -326,6 +326,20 @@ fn a_copied_block_is_read_like_its_original() {
         assert_eq!(step(&mut program, &[6], 41, &[0, 1]), other, "{kv}");
         assert!(program.copy_block(KvPool::Full, 4, 1).is_err() && program.copy_block(KvPool::Full, 1, 4).is_err());
         assert!(program.copy_block(KvPool::Window, 0, 0).is_err(), "there is none");
+        // The same by way of bytes, into another program.
+        let mut bytes = vec![7];
+        program.read_block(KvPool::Full, 0, &mut bytes).unwrap();
+        program.read_block(KvPool::Full, 1, &mut bytes).unwrap();
+        let mut second = attention_program(2, kv, 4);
+        let (first, last) = bytes[1..].split_at(second.block_bytes(KvPool::Full));
+        second.write_block(KvPool::Full, 3, first).unwrap();
+        second.write_block(KvPool::Full, 2, last).unwrap();
+        assert_eq!(step(&mut second, &[6], 41, &[3, 2]), other, "{kv:?}");
+        assert!(
+            second.write_block(KvPool::Full, 2, &last[1..]).is_err()
+                && second.write_block(KvPool::Full, 4, last).is_err()
+        );
+        assert!(second.read_block(KvPool::Full, 4, &mut bytes).is_err());
     }
 }
 

@@ -22,7 +22,8 @@ fn start_drafting_with(
     options: EngineOptions,
 ) -> Engine {
     let draft = DraftExecutor { executor: Box::new(draft), vocab_size: SIZE };
-    Engine::start_with_draft("test", Box::new(executor), draft, Arc::new(ByteVocabulary), options).unwrap()
+    let companions = Companions { draft: Some(draft), store: None };
+    Engine::start_with("test", Box::new(executor), companions, Arc::new(ByteVocabulary), options).unwrap()
 }
 
 fn hashing() -> TestExecutor {
@@ -195,8 +196,9 @@ fn a_draft_with_a_shorter_context_and_few_blocks_guesses_as_far_as_it_can() {
 fn tokens_that_the_draft_does_not_know_end_its_guesses() {
     let draft = DraftExecutor { executor: Box::new(TestExecutor::hashing(LIMITS, 200)), vocab_size: 200 };
     let vocabulary = Arc::new(ByteVocabulary);
-    let engine =
-        Engine::start_with_draft("test", Box::new(hashing()), draft, vocabulary, options(Speculation::Draft)).unwrap();
+    let companions = Companions { draft: Some(draft), store: None };
+    let options = options(Speculation::Draft);
+    let engine = Engine::start_with("test", Box::new(hashing()), companions, vocabulary, options).unwrap();
     let prompt = [[1; 20], [250; 20]].concat();
     assert_eq!(ids(&engine.generate_blocking(long(&prompt, 20)).unwrap()), greedy_reference(&prompt, 20));
     assert_nothing_left(&engine);

@@ -1,7 +1,8 @@
 //! Engine tests on executors without a model: one generation and many, their ends, and those of the engine. What
-//! generations share is in `sharing`, and what leaves a window in `window`.
+//! generations share is in `sharing`, what leaves a window in `window`, what outlives the engine in `keep`.
 
 mod drafting;
+mod keep;
 mod sharing;
 mod window;
 
@@ -32,6 +33,10 @@ fn request(prompt: &[u32]) -> GenerateRequest {
 
 fn say(text: &str) -> GenerateRequest {
     request(&ByteVocabulary::encode(text))
+}
+
+fn fixed(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    GenerateRequest { max_tokens: Some(max_tokens), ignore_eos: true, logprobs: Some(0), ..request(prompt) }
 }
 
 /// A prompt that no other seed shares.
@@ -429,6 +434,18 @@ impl Executor for Altered {
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
         self.executor.copy_block(pool, from, to)
+    }
+
+    fn block_bytes(&self, pool: KvPool) -> usize {
+        self.executor.block_bytes(pool)
+    }
+
+    fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<()> {
+        self.executor.read_block(pool, block, into)
+    }
+
+    fn write_block(&mut self, pool: KvPool, block: u32, bytes: &[u8]) -> Result<()> {
+        self.executor.write_block(pool, block, bytes)
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {

@@ -4,10 +4,6 @@ use std::num::NonZeroUsize;
 
 use super::*;
 
-pub(super) fn fixed(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
-    GenerateRequest { max_tokens: Some(max_tokens), ignore_eos: true, logprobs: Some(0), ..request(prompt) }
-}
-
 #[test]
 fn a_growing_chat_reuses_all_but_its_new_turn() {
     let engine = start(TestExecutor::hashing(LIMITS, ByteVocabulary::SIZE));

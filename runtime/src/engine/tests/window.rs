@@ -1,7 +1,7 @@
 //! Generations on an executor with a pool of its own for layers with a window. The test executor refuses a step that would
 //! see what has left it, or what another text has written there.
 
-use super::sharing::{answers, collect, drawn, fixed};
+use super::sharing::{answers, collect, drawn};
 use super::*;
 use crate::kv::{KvWindow, NO_BLOCK};
 

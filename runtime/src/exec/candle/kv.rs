@@ -68,6 +68,23 @@ impl Blocks {
     }
 }
 
+impl Blocks {
+    /// A block that nothing was written to is zeros.
+    fn append_to(&self, block: u32, bytes: &mut Vec<u8>) {
+        let end = bytes.len() + self.block_bytes();
+        bytes.extend(self.blocks[block as usize].iter().flat_map(|x| x.to_le_bytes()));
+        bytes.resize(end, 0);
+    }
+
+    fn replace(&mut self, block: u32, bytes: &[u8]) {
+        self.blocks[block as usize] = bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
+    }
+
+    fn block_bytes(&self) -> usize {
+        BLOCK_TOKENS * self.width * size_of::<f32>()
+    }
+}
+
 impl PagedKv {
     /// `kv` takes the heads of `spec`: `exec::limits` has checked that.
     pub(super) fn new(spec: KvSpec, kv: KvTypes, pool: KvPool, num_blocks: usize) -> Self {
@@ -85,6 +102,22 @@ impl PagedKv {
         for Blocks { blocks, .. } in [&mut self.keys, &mut self.values] {
             blocks[to as usize] = blocks[from as usize].clone();
         }
+    }
+
+    pub(super) fn block_bytes(&self) -> usize {
+        self.keys.block_bytes() + self.values.block_bytes()
+    }
+
+    pub(super) fn read_block(&self, block: u32, into: &mut Vec<u8>) {
+        self.keys.append_to(block, into);
+        self.values.append_to(block, into);
+    }
+
+    /// `bytes` are as many as [`block_bytes`](Self::block_bytes).
+    pub(super) fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        let (keys, values) = bytes.split_at(self.keys.block_bytes());
+        self.keys.replace(block, keys);
+        self.values.replace(block, values);
     }
 
     /// Appends `k` and `v` (`[tokens, heads · dim]`) and attends with `q`, sequence by sequence. Returns

@@ -329,8 +329,32 @@ impl Executor for CandleExecutor {
     }
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
-        self.limits.check_copy(pool, from, to)?;
+        self.limits.check_block(pool, from.max(to))?;
         self.kv.iter_mut().filter(|cache| cache.pool() == pool).for_each(|cache| cache.copy_block(from, to));
+        Ok(())
+    }
+
+    fn block_bytes(&self, pool: KvPool) -> usize {
+        self.kv.iter().filter(|cache| cache.pool() == pool).map(PagedKv::block_bytes).sum()
+    }
+
+    fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<()> {
+        self.limits.check_block(pool, block)?;
+        self.kv.iter().filter(|cache| cache.pool() == pool).for_each(|cache| cache.read_block(block, into));
+        Ok(())
+    }
+
+    fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<()> {
+        self.limits.check_block(pool, block)?;
+        if bytes.len() != self.block_bytes(pool) {
+            let message = format!("{} bytes for {block}, which has {}", bytes.len(), self.block_bytes(pool));
+            return Err(Error::InvalidRequest { param: "block", message });
+        }
+        for cache in self.kv.iter_mut().filter(|cache| cache.pool() == pool) {
+            let (own, rest) = bytes.split_at(cache.block_bytes());
+            cache.write_block(block, own);
+            bytes = rest;
+        }
         Ok(())
     }
 

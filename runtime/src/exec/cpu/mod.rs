@@ -5,7 +5,7 @@
 
 mod lower;
 
-use shimmy_kernels::cpu::program::{Program, SeqInput, StepInput};
+use shimmy_kernels::cpu::program::{Program, ProgramError, SeqInput, StepInput};
 use shimmy_kernels::cpu::{CpuKernels, topology};
 
 use crate::error::{Error, Result};
@@ -149,6 +149,10 @@ impl CpuExecutor {
     }
 }
 
+fn bad_block(error: ProgramError) -> Error {
+    Error::InvalidRequest { param: "block", message: error.to_string() }
+}
+
 impl Executor for CpuExecutor {
     fn name(&self) -> &'static str {
         "cpu"
@@ -167,8 +171,20 @@ impl Executor for CpuExecutor {
     }
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
-        self.limits.check_copy(pool, from, to)?;
+        self.limits.check_block(pool, from.max(to))?;
         self.program.copy_block(pool, from, to).map_err(|error| Error::EngineStopped(error.to_string()))
+    }
+
+    fn block_bytes(&self, pool: KvPool) -> usize {
+        self.program.block_bytes(pool)
+    }
+
+    fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<()> {
+        self.program.read_block(pool, block, into).map_err(bad_block)
+    }
+
+    fn write_block(&mut self, pool: KvPool, block: u32, bytes: &[u8]) -> Result<()> {
+        self.program.write_block(pool, block, bytes).map_err(bad_block)
     }
 
     fn rest(&mut self) {
