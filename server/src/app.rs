@@ -16,12 +16,15 @@ use crate::counters::Counters;
 use crate::drain::Gate;
 use crate::error::ApiError;
 use crate::routes;
+use crate::routes::ollama::details::Summaries;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
 const WORKERS: usize = 2;
 /// The system closes a stalled connection a little later than its generation is cancelled, so that this is counted as
 /// what it is.
 const SYSTEM_STALL: Duration = Duration::from_secs(5);
+/// How late a model may go.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// After the last generation ended: time for its last bytes to leave.
 const LAST_BYTES_SECONDS: u64 = 3;
 
@@ -61,13 +64,22 @@ pub struct AppState {
     pub counters: Arc<Counters>,
     /// What is refused.
     pub limits: Limits,
+    /// What models' files say of themselves.
+    pub summaries: Summaries,
     ready: AtomicBool,
 }
 
 impl AppState {
     /// A service over these models. It is [`Phase::Loading`] until [`AppState::set_ready`].
     pub fn new(models: Models, limits: Limits) -> Self {
-        Self { models, gate: Arc::default(), counters: Arc::default(), limits, ready: AtomicBool::new(false) }
+        Self {
+            models,
+            gate: Arc::default(),
+            counters: Arc::default(),
+            limits,
+            summaries: Summaries::default(),
+            ready: AtomicBool::new(false),
+        }
     }
 
     /// From now on requests are answered.
@@ -92,6 +104,8 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
     cfg.configure(routes::health::config)
         .configure(routes::metrics::config)
         .configure(routes::openai::config)
+        .configure(routes::anthropic::config)
+        .configure(routes::ollama::config)
         .default_service(web::to(routes::not_found));
 }
 
@@ -108,6 +122,20 @@ fn close_when_stalled(connection: &dyn Any, stall: Duration) {
 
 #[cfg(not(target_os = "linux"))]
 fn close_when_stalled(_: &dyn Any, _: Duration) {}
+
+/// Lets models go whose time is over, for ever.
+async fn sweep(state: web::Data<AppState>) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let state = state.clone();
+        // Letting go of a model takes a while. An error is a panic there, and the next try is as good.
+        if let Ok(gone @ 1..) = web::block(move || state.models.sweep()).await {
+            tracing::info!("{gone} models were unused for as long as they are kept, and are unloaded");
+        }
+    }
+}
 
 /// Serves on `listener` until `shutdown`, then refuses new generations, lets running ones finish for up to
 /// `drain_deadline`, and returns.
@@ -161,9 +189,11 @@ pub async fn serve(
     .disable_signals()
     .listen(listener)?
     .run();
+    let sweeper = actix_web::rt::spawn(sweep(state.clone()));
     let handle = server.handle();
     let running = actix_web::rt::spawn(server);
     shutdown.await;
+    sweeper.abort();
     state.gate.close();
     let count = state.gate.running();
     tracing::info!("shutting down; {count} generations still run");

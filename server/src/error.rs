@@ -1,8 +1,9 @@
-//! The one error type of the service, its HTTP status and OpenAI's shape of it.
+//! The one error type of the service, its HTTP status and each protocol's shape of it.
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
+use serde_json::json;
 use shimmy_runtime::Error;
 
 /// Seconds after which a refused client may come back, where nobody knows better.
@@ -24,6 +25,32 @@ pub enum Kind {
     ServerError,
 }
 
+/// Whose shape a client reads errors in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// `{"error": {"message", "type", "param", "code"}}`; ours too.
+    #[default]
+    OpenAi,
+    /// `{"type": "error", "error": {"type", "message"}}`.
+    Anthropic,
+    /// `{"error": "message"}`.
+    Ollama,
+}
+
+impl Protocol {
+    /// By the path of a request.
+    pub fn of(path: &str) -> Self {
+        let under = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if under("/v1/messages") {
+            Self::Anthropic
+        } else if under("/api") {
+            Self::Ollama
+        } else {
+            Self::OpenAi
+        }
+    }
+}
+
 /// An error on its way to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
@@ -39,6 +66,8 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds to wait before the next try.
     pub retry_after: Option<u64>,
+    /// In whose shape.
+    pub protocol: Protocol,
 }
 
 #[derive(Serialize)]
@@ -58,7 +87,15 @@ impl ApiError {
     /// 400.
     pub fn bad_request(message: impl Into<String>) -> Self {
         let (status, kind) = (StatusCode::BAD_REQUEST, Kind::InvalidRequestError);
-        Self { status, kind, message: message.into(), param: None, code: None, retry_after: None }
+        Self {
+            status,
+            kind,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: None,
+            protocol: Protocol::default(),
+        }
     }
 
     /// 400 about a field.
@@ -101,12 +138,43 @@ impl ApiError {
         })
     }
 
+    /// The same for clients of this protocol.
+    #[must_use]
+    pub fn speaking(self, protocol: Protocol) -> Self {
+        Self { protocol, ..self }
+    }
+
     /// The JSON that goes over the wire, in a response and in an event of a stream alike.
     pub fn to_json(&self) -> Vec<u8> {
         let Self { kind, message, param, code, .. } = self;
-        let detail = Detail { message, r#type: *kind, param: param.as_deref(), code: *code };
         // Strings and enums always serialise.
-        serde_json::to_vec(&Body { error: detail }).unwrap_or_default()
+        match self.protocol {
+            Protocol::OpenAi => {
+                let detail = Detail { message, r#type: *kind, param: param.as_deref(), code: *code };
+                serde_json::to_vec(&Body { error: detail })
+            }
+            Protocol::Anthropic => {
+                let error = json!({"type": self.anthropic_type(), "message": message});
+                serde_json::to_vec(&json!({"type": "error", "error": error}))
+            }
+            Protocol::Ollama => serde_json::to_vec(&json!({"error": message})),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Anthropic's `type`, which follows the status.
+    fn anthropic_type(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            504 => "timeout_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        }
     }
 }
 
@@ -201,6 +269,29 @@ mod tests {
                 "type": "invalid_request_error", "param": "tools", "code": "unsupported_parameter",
             }})
         );
+    }
+
+    #[test]
+    fn other_protocols_have_their_own_shapes() {
+        let error = ApiError::unavailable("come back later", "model_loading");
+        let json = |protocol| {
+            serde_json::from_slice::<serde_json::Value>(&error.clone().speaking(protocol).to_json()).unwrap()
+        };
+        assert_eq!(
+            json(Protocol::Anthropic),
+            json!({"type": "error", "error": {"type": "overloaded_error", "message": "come back later"}})
+        );
+        assert_eq!(json(Protocol::Ollama), json!({"error": "come back later"}));
+        for (path, protocol) in [
+            ("/v1/messages", Protocol::Anthropic),
+            ("/v1/messages/count_tokens", Protocol::Anthropic),
+            ("/v1/messagesx", Protocol::OpenAi),
+            ("/api/chat", Protocol::Ollama),
+            ("/apiary", Protocol::OpenAi),
+            ("/v1/models", Protocol::OpenAi),
+        ] {
+            assert_eq!(Protocol::of(path), protocol, "{path}");
+        }
     }
 
     #[test]

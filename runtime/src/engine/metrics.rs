@@ -118,7 +118,7 @@ impl Metrics {
         }
     }
 
-    /// Generations that ended for this reason.
+    /// Generations that ended for this reason; one stop is like another.
     pub fn finished(&self, reason: FinishReason) -> u64 {
         self.counter(reason).load(Ordering::Relaxed)
     }
@@ -130,7 +130,7 @@ impl Metrics {
 
     fn counter(&self, reason: FinishReason) -> &AtomicU64 {
         match reason {
-            FinishReason::Stop => &self.stopped,
+            FinishReason::Stop | FinishReason::StopString(_) => &self.stopped,
             FinishReason::Length => &self.cut,
         }
     }

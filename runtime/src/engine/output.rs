@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::request::TokenLogprob;
+use super::request::{FinishReason, TokenLogprob};
 use crate::text::{Detokenizer, StopMatcher};
 
 /// A token's log-probability and those of its alternatives.
@@ -86,6 +86,11 @@ impl Output {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.is_stopped()
+    }
+
+    /// Why the text ended, if a stop string ended it.
+    pub(super) fn stop_reason(&self) -> Option<FinishReason> {
+        self.stop.stopped_by().map(FinishReason::StopString)
     }
 
     fn pass(&mut self, text: &str, out: &mut String) {

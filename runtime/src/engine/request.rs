@@ -124,8 +124,10 @@ impl GenerateRequest {
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// End of generation token, stop token or stop string.
+    /// End of generation token or stop token.
     Stop,
+    /// A stop string: its place among those of the request.
+    StopString(usize),
     /// `max_tokens` or the end of the context.
     Length,
 }

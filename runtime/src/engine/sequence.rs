@@ -296,8 +296,8 @@ impl Sequence {
             }
         };
         let mut piece = self.output.push(&vocabulary.token_bytes(token), entry);
-        if self.output.is_stopped() {
-            return Ok((piece, Some(FinishReason::Stop)));
+        if let Some(reason) = self.output.stop_reason() {
+            return Ok((piece, Some(reason)));
         }
         if self.tokens.len() < self.max_total {
             return Ok((piece, None));
@@ -306,8 +306,7 @@ impl Sequence {
         piece.text.push_str(&rest.text);
         piece.logprobs.extend(rest.logprobs);
         // What was held back may have completed a stop string after all.
-        let reason = if self.output.is_stopped() { FinishReason::Stop } else { FinishReason::Length };
-        Ok((piece, Some(reason)))
+        Ok((piece, Some(self.output.stop_reason().unwrap_or(FinishReason::Length))))
     }
 
     fn usage(&self) -> Usage {

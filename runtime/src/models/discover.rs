@@ -66,6 +66,23 @@ impl Discovered {
     }
 }
 
+impl Discovered {
+    /// 64 hexadecimal digits that tell models apart: the hash of its content where Ollama's store names it, else one of its place,
+    /// size and time.
+    pub fn digest(&self) -> String {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Some(digest) = name.strip_prefix("sha256-").filter(|digest| digest.len() == 64) {
+            return digest.to_owned();
+        }
+        let modified = self.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.path.as_os_str().as_encoded_bytes());
+        hasher.update(&self.bytes.to_le_bytes());
+        hasher.update(&modified.unwrap_or_default().as_nanos().to_le_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
 /// The folders that are searched, in this order: `extra`, `SHIMMY_MODEL_PATHS`, `OLLAMA_MODELS`, `./models`,
 /// `~/models`, the Hugging Face cache, `~/.ollama/models`, LM Studio's two places, `~/.local/share/shimmy/models` and
 /// the cache that `scripts/fetch-model` fills. `env` looks a variable up.

@@ -125,7 +125,15 @@ impl LoadedModel {
     /// # Errors
     /// [`Error::Template`] when there is no template or it refuses the messages; [`Error::Tokenizer`].
     pub fn encode_chat(&self, messages: &Value, extra: &Map<String, Value>) -> Result<Vec<u32>> {
-        let text = self.render_chat(messages, extra)?;
+        self.encode_chat_begun(messages, extra, "")
+    }
+
+    /// [`encode_chat`](Self::encode_chat) with the beginning of the answer, which the model goes on from.
+    ///
+    /// # Errors
+    /// Those of [`encode_chat`](Self::encode_chat).
+    pub fn encode_chat_begun(&self, messages: &Value, extra: &Map<String, Value>, begun: &str) -> Result<Vec<u32>> {
+        let text = self.render_chat(messages, extra)? + begun;
         self.tokenizer.encode(&text, AddSpecial::No, ParseSpecial::Yes)
     }
 
@@ -162,6 +170,11 @@ impl Servable for LoadedModel {
         if !self.engine.wait_stopped(RELEASE_TIME) {
             tracing::warn!(model = self.name, "its engine still holds memory");
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        let stats = self.engine.stats();
+        stats.running + stats.queued > 0
     }
 }
 

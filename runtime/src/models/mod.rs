@@ -21,6 +21,6 @@ pub mod summary;
 pub use discover::{Catalog, Discovered, Origin, default_roots};
 pub use draft::{DraftOptions, LoadedDraft};
 pub use load::{LoadOptions, LoadedModel, Progress, Stage, load};
-pub use registry::{Models, Servable};
+pub use registry::{KeepAlive, Life, Models, Servable};
 pub use stores::KvStores;
 pub use summary::Summary;

@@ -1,5 +1,6 @@
 //! Names to loaded models. A model is loaded when it is first asked for; whoever asks meanwhile waits for that load
-//! and gets its result. Nothing is unloaded yet: `State::slots` is the place where keep-alive and eviction will work.
+//! and gets its result. It is unloaded when somebody says so, or by [`Models::sweep`] once nobody has used it for as long as
+//! it is kept; whoever still has it then finishes with it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -25,6 +26,33 @@ pub trait Servable {
 
     /// Waits until a failed model has let go of its memory, so that there aren't two of it.
     fn wait_released(&self);
+
+    /// It is answering, or about to.
+    fn is_busy(&self) -> bool;
+}
+
+/// How long a model stays loaded that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// So long after its last use.
+    For(Duration),
+    /// Until the process ends.
+    Forever,
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self::For(Duration::from_secs(300))
+    }
+}
+
+/// A loaded model and how long it stays.
+#[derive(Debug)]
+pub struct Life<M> {
+    /// It.
+    pub model: Arc<M>,
+    /// Time left if nobody uses it; `None`: no end.
+    pub left: Option<Duration>,
 }
 
 type Loader<M> = Box<dyn Fn(&Discovered) -> crate::Result<M> + Send + Sync>;
@@ -35,6 +63,8 @@ pub struct Models<M: Servable = LoadedModel> {
     pinned: Vec<Discovered>,
     roots: Vec<PathBuf>,
     loader: Loader<M>,
+    /// Of models that were loaded because somebody asked for them. The pinned ones stay.
+    keep_alive: KeepAlive,
     state: Mutex<State<M>>,
     /// Held while the disk is walked, so that many askers make one scan.
     scanning: Mutex<()>,
@@ -48,7 +78,24 @@ struct State<M> {
 
 enum Slot<M> {
     Loading(Arc<Attempt<M>>),
-    Ready(Arc<M>),
+    Ready(Ready<M>),
+}
+
+struct Ready<M> {
+    model: Arc<M>,
+    keep_alive: KeepAlive,
+    last_use: Instant,
+}
+
+impl<M: Servable> Ready<M> {
+    /// Time left at `now`; `None`: no end.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        match self.keep_alive {
+            KeepAlive::Forever => None,
+            KeepAlive::For(time) if self.model.is_busy() => Some(time),
+            KeepAlive::For(time) => Some(time.saturating_sub(now.saturating_duration_since(self.last_use))),
+        }
+    }
 }
 
 /// One running load and who waits for it.
@@ -73,9 +120,16 @@ impl<M: Servable> Models<M> {
             pinned,
             roots,
             loader: Box::new(loader),
+            keep_alive: KeepAlive::default(),
             state: Mutex::new(State { catalog: None, slots: HashMap::new() }),
             scanning: Mutex::new(()),
         }
+    }
+
+    /// The same with another time for models that aren't pinned.
+    #[must_use]
+    pub fn with_keep_alive(self, keep_alive: KeepAlive) -> Self {
+        Self { keep_alive, ..self }
     }
 
     /// The first model that was named when the process started: it answers requests that name none.
@@ -87,7 +141,7 @@ impl<M: Servable> Models<M> {
     pub fn list(&self) -> Vec<(Discovered, bool)> {
         let catalog = self.catalog(CATALOG_AGE);
         let state = lock(&self.state);
-        let is_loaded = |model: &Discovered| matches!(state.slots.get(&model.path), Some(Slot::Ready(loaded)) if !loaded.has_failed());
+        let is_loaded = |model: &Discovered| matches!(state.slots.get(&model.path), Some(Slot::Ready(loaded)) if !loaded.model.has_failed());
         catalog.models().iter().map(|model| (model.clone(), is_loaded(model))).collect()
     }
 
@@ -95,10 +149,71 @@ impl<M: Servable> Models<M> {
     pub fn loaded(&self) -> Vec<Arc<M>> {
         let state = lock(&self.state);
         let ready = |slot: &Slot<M>| match slot {
-            Slot::Ready(model) => Some(Arc::clone(model)),
+            Slot::Ready(ready) => Some(Arc::clone(&ready.model)),
             Slot::Loading(_) => None,
         };
         state.slots.values().filter_map(ready).collect()
+    }
+
+    /// The same with how long they stay.
+    pub fn lives(&self) -> Vec<Life<M>> {
+        let now = Instant::now();
+        let life = |slot: &Slot<M>| match slot {
+            Slot::Ready(ready) => Some(Life { model: Arc::clone(&ready.model), left: ready.left(now) }),
+            Slot::Loading(_) => None,
+        };
+        lock(&self.state).slots.values().filter_map(life).collect()
+    }
+
+    /// Sets how long the model called `name` stays after its last use, which is now. Says whether it is loaded. Quick.
+    pub fn keep(&self, name: &str, keep_alive: KeepAlive) -> bool {
+        let Some(path) = self.known(name).map(|model| model.path) else { return false };
+        match lock(&self.state).slots.get_mut(&path) {
+            Some(Slot::Ready(ready)) => {
+                (ready.keep_alive, ready.last_use) = (keep_alive, Instant::now());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Lets the model called `name` go; running answers are finished. Says whether it was loaded. May take as long as its last
+    /// writes to the disk.
+    pub fn unload(&self, name: &str) -> bool {
+        let Some(path) = self.known(name).map(|model| model.path) else { return false };
+        let mut state = lock(&self.state);
+        if !matches!(state.slots.get(&path), Some(Slot::Ready(_))) {
+            return false;
+        }
+        let gone = state.slots.remove(&path);
+        drop(state);
+        drop(gone);
+        true
+    }
+
+    /// Lets models go that nobody has used for as long as they are kept, and says how many. May take as long as their last writes to the
+    /// disk. Call it now and then.
+    pub fn sweep(&self) -> usize {
+        let now = Instant::now();
+        let mut gone = Vec::new();
+        let mut state = lock(&self.state);
+        state.slots.retain(|_, slot| {
+            let Slot::Ready(ready) = slot else { return true };
+            if ready.model.is_busy() {
+                ready.last_use = now;
+            }
+            if ready.left(now) != Some(Duration::ZERO) {
+                return true;
+            }
+            // Whoever has it may be about to hand in a request.
+            if Arc::strong_count(&ready.model) > 1 {
+                return true;
+            }
+            gone.push(Arc::clone(&ready.model));
+            false
+        });
+        drop(state);
+        gone.len()
     }
 
     /// What is called `name`, loaded or not. May walk the disk.
@@ -121,7 +236,7 @@ impl<M: Servable> Models<M> {
     pub fn ready(&self, name: &str) -> Option<Arc<M>> {
         let path = self.known(name)?.path;
         match lock(&self.state).slots.get(&path) {
-            Some(Slot::Ready(model)) if !model.has_failed() => Some(Arc::clone(model)),
+            Some(Slot::Ready(ready)) if !ready.model.has_failed() => Some(Arc::clone(&ready.model)),
             _ => None,
         }
     }
@@ -135,14 +250,17 @@ impl<M: Servable> Models<M> {
         let mut failed = None;
         let (attempt, is_mine) = {
             let mut state = lock(&self.state);
-            match state.slots.get(&model.path) {
-                Some(Slot::Ready(model)) if !model.has_failed() => return Ok(Arc::clone(model)),
+            match state.slots.get_mut(&model.path) {
+                Some(Slot::Ready(ready)) if !ready.model.has_failed() => {
+                    ready.last_use = Instant::now();
+                    return Ok(Arc::clone(&ready.model));
+                }
                 Some(Slot::Loading(attempt)) => (Arc::clone(attempt), false),
                 Some(Slot::Ready(_)) | None => {
                     let attempt = Arc::new(Attempt { outcome: Mutex::new(None), done: Condvar::new() });
                     let before = state.slots.insert(model.path.clone(), Slot::Loading(Arc::clone(&attempt)));
-                    if let Some(Slot::Ready(model)) = before {
-                        failed = Some(model);
+                    if let Some(Slot::Ready(ready)) = before {
+                        failed = Some(ready.model);
                     }
                     (attempt, true)
                 }
@@ -214,7 +332,12 @@ impl<M: Servable> Drop for Finish<'_, M> {
         });
         let mut state = lock(&self.models.state);
         match &outcome {
-            Ok(model) => state.slots.insert(self.path.clone(), Slot::Ready(Arc::clone(model))),
+            Ok(model) => {
+                let is_pinned = self.models.pinned.iter().any(|pinned| pinned.path == *self.path);
+                let keep_alive = if is_pinned { KeepAlive::Forever } else { self.models.keep_alive };
+                let ready = Ready { model: Arc::clone(model), keep_alive, last_use: Instant::now() };
+                state.slots.insert(self.path.clone(), Slot::Ready(ready))
+            }
             Err(_) => state.slots.remove(self.path),
         };
         drop(state);
@@ -236,6 +359,10 @@ mod tests {
         }
 
         fn wait_released(&self) {}
+
+        fn is_busy(&self) -> bool {
+            self == "busy"
+        }
     }
 
     impl Servable for () {
@@ -244,6 +371,10 @@ mod tests {
         }
 
         fn wait_released(&self) {}
+
+        fn is_busy(&self) -> bool {
+            false
+        }
     }
 
     fn entry(name: &str) -> Discovered {
@@ -314,6 +445,36 @@ mod tests {
             assert_eq!(*models.get(name).unwrap(), name);
         }
         assert_eq!(loads.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn models_go_when_their_time_is_over_and_nobody_uses_them() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["idle", "busy", "held", "kept"] {
+            std::fs::write(root.path().join(format!("{name}.gguf")), b"x").unwrap();
+        }
+        let pinned = vec![entry("pinned")];
+        let models = Models::new(pinned, vec![root.path().into()], |model| Ok(model.name.clone()));
+        let models = models.with_keep_alive(KeepAlive::For(Duration::ZERO));
+        let held = models.get("held").unwrap();
+        for name in ["pinned", "idle", "busy", "kept"] {
+            models.get(name).unwrap();
+        }
+        assert!(models.keep("kept", KeepAlive::For(Duration::from_secs(1000))));
+        assert!(!models.keep("nobody", KeepAlive::Forever));
+        let names = || {
+            let mut names: Vec<String> = models.loaded().iter().map(|model| model.to_string()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!((models.sweep(), names()), (1, ["busy", "held", "kept", "pinned"].map(String::from).to_vec()));
+        let left = |name: &str| models.lives().into_iter().find(|life| *life.model == name).unwrap().left;
+        assert_eq!((left("pinned"), left("held")), (None, Some(Duration::ZERO)));
+        assert!(left("kept") > Some(Duration::from_secs(900)));
+        drop(held);
+        assert_eq!((models.sweep(), names()), (1, ["busy", "kept", "pinned"].map(String::from).to_vec()));
+        assert!(models.unload("pinned") && !models.unload("pinned") && !models.unload("nobody"));
+        assert_eq!(*models.get("pinned").unwrap(), "pinned", "it can be loaded again");
     }
 
     #[test]

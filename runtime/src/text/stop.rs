@@ -11,12 +11,15 @@ pub struct StopMatcher {
     patterns: Vec<Pattern>,
     /// What may be the beginning of a stop string: as long as the longest pattern's `matched`.
     held: String,
-    stopped: bool,
+    /// Which of the strings was found.
+    stopped_by: Option<usize>,
 }
 
 /// One stop string as a Knuth-Morris-Pratt automaton over bytes.
 #[derive(Debug, Clone)]
 struct Pattern {
+    /// Its place among the strings.
+    index: usize,
     bytes: Vec<u8>,
     /// `fallback[n]`: the longest proper prefix of the first `n` bytes that is their suffix too. `[bytes.len() + 1]`
     fallback: Vec<usize>,
@@ -26,7 +29,7 @@ struct Pattern {
 }
 
 impl Pattern {
-    fn new(stop: &str) -> Self {
+    fn new((index, stop): (usize, &str)) -> Self {
         let bytes = stop.as_bytes().to_vec();
         let mut fallback = vec![0; bytes.len() + 1];
         let mut k = 0;
@@ -37,7 +40,7 @@ impl Pattern {
             k += usize::from(bytes[k] == bytes[n]);
             fallback[n + 1] = k;
         }
-        Self { bytes, fallback, matched: 0 }
+        Self { index, bytes, fallback, matched: 0 }
     }
 
     fn feed(&mut self, byte: u8) {
@@ -55,13 +58,13 @@ impl Pattern {
 impl StopMatcher {
     /// A matcher for these strings; empty ones can't match and are left out.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
-        let patterns = stops.iter().map(AsRef::as_ref).filter(|stop| !stop.is_empty()).map(Pattern::new).collect();
-        Self { patterns, held: String::new(), stopped: false }
+        let stops = stops.iter().map(AsRef::as_ref).enumerate().filter(|(_, stop)| !stop.is_empty());
+        Self { patterns: stops.map(Pattern::new).collect(), held: String::new(), stopped_by: None }
     }
 
     /// Adds text and appends to `out` what can't be part of a stop string any more. After the stop it drops everything.
     pub fn push_to(&mut self, text: &str, out: &mut String) {
-        if self.stopped {
+        if self.stopped_by.is_some() {
             return;
         }
         if self.patterns.is_empty() {
@@ -73,8 +76,9 @@ impl StopMatcher {
                 pattern.feed(byte);
             }
             let complete = self.patterns.iter().filter(|pattern| pattern.is_complete());
-            if let Some(stop_bytes) = complete.map(|pattern| pattern.bytes.len()).max() {
-                self.stopped = true;
+            if let Some(pattern) = complete.max_by_key(|pattern| pattern.bytes.len()) {
+                let stop_bytes = pattern.bytes.len();
+                self.stopped_by = Some(pattern.index);
                 self.held.push_str(&text[..=index]);
                 let end = self.held.len() - stop_bytes;
                 out.push_str(&self.held[..end]);
@@ -96,7 +100,12 @@ impl StopMatcher {
 
     /// Whether a stop string was found.
     pub fn is_stopped(&self) -> bool {
-        self.stopped
+        self.stopped_by.is_some()
+    }
+
+    /// Which stop string was found: its place among those of [`new`](Self::new).
+    pub fn stopped_by(&self) -> Option<usize> {
+        self.stopped_by
     }
 
     /// No more text will come: what was held back is no stop string after all.

@@ -15,7 +15,7 @@ use super::args::{ExecArgs, KeepArgs, RootArgs, SamplingArgs, SpeculateArgs, fin
 use super::failure::usage;
 use super::interrupt::Interrupt;
 use super::{Context, generate, output};
-use crate::routes::openai::types::Done;
+use crate::routes::request::report::Done;
 
 const HELP: &str = "/help           this list\n\
                     /reset          forget the conversation\n\

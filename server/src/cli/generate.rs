@@ -10,7 +10,8 @@ use super::args::{ExecArgs, KeepArgs, RootArgs, SamplingArgs, SpeculateArgs, fin
 use super::failure::usage;
 use super::interrupt::Interrupt;
 use super::{Context, output};
-use crate::routes::openai::types::{Done, Timings, Usage, finish_reason};
+use crate::routes::openai::types::{Usage, finish_reason};
+use crate::routes::request::report::{Done, Timings};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -2,20 +2,26 @@
 //!
 //! | module | resource |
 //! |---|---|
+//! | [`anthropic`] | `/v1/messages` |
 //! | [`health`] | `GET /health` |
 //! | [`metrics`] | `GET /metrics` |
+//! | [`ollama`] | `/api/…` |
 //! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/models` |
+//! | [`request`] | what they share |
 
+pub mod anthropic;
 pub mod health;
 pub mod metrics;
+pub mod ollama;
 pub mod openai;
+pub mod request;
 
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{self, Bytes, BytesMut};
 use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError, Route};
 
-use crate::error::{ApiError, Kind};
+use crate::error::{ApiError, Kind, Protocol};
 
 /// A resource with one method; every other one gets 405 in JSON.
 pub(crate) fn resource(path: &str, method: Method, route: Route) -> Resource {
@@ -32,7 +38,7 @@ pub(crate) fn resource(path: &str, method: Method, route: Route) -> Resource {
                 kind: Kind::InvalidRequestError,
                 ..ApiError::bad_request(message)
             };
-            let mut response = error.error_response();
+            let mut response = error.speaking(Protocol::of(request.path())).error_response();
             if let Some(allow) = allow {
                 response.headers_mut().insert(ALLOW, allow);
             }
@@ -44,7 +50,9 @@ pub(crate) fn resource(path: &str, method: Method, route: Route) -> Resource {
 /// No such path.
 pub(crate) async fn not_found(request: HttpRequest) -> HttpResponse {
     let message = format!("there is no {} here; see the README for what there is", request.path());
-    ApiError { code: Some("unknown_url"), ..ApiError::not_found(message) }.error_response()
+    ApiError { code: Some("unknown_url"), ..ApiError::not_found(message) }
+        .speaking(Protocol::of(request.path()))
+        .error_response()
 }
 
 /// Reads a request's body.

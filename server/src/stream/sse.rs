@@ -1,162 +1,21 @@
-//! Server-sent events: `data: {json}`, a blank line, and `data: [DONE]` at the end.
+//! Server-sent events.
 
-use std::cell::Cell;
-use std::io;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll};
-use std::time::Duration;
-
-use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
 use actix_web::web::Bytes;
-use actix_web::{HttpResponse, HttpResponseBuilder};
-use futures_core::Stream;
-use shimmy_runtime::engine::{Event, GenerationGroup};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, interval_at, timeout};
 
-use crate::drain::Running;
-use crate::error::ApiError;
-use crate::routes::openai::types::{Done, TokenReport};
+/// MIME type of a stream.
+pub const CONTENT_TYPE: &str = "text/event-stream";
 
-/// Events that wait for a slow reader before the generation has to wait too.
-const QUEUED_EVENTS: usize = 32;
-/// A comment that often keeps proxies from closing a silent stream.
-const PING_EVERY: Duration = Duration::from_secs(15);
-
-/// One protocol's JSON for the events of the answers to a prompt, which are numbered from 0.
-pub trait Encoder: 'static {
-    /// Before the first token of an answer.
-    fn open(&mut self, index: usize) -> Option<Vec<u8>>;
-    /// New text.
-    fn text(&mut self, index: usize, text: &str, reports: &[TokenReport]) -> Vec<u8>;
-    /// The end of an answer.
-    fn done(&mut self, index: usize, done: &Done) -> Vec<u8>;
-    /// After the end of all answers.
-    fn close(&mut self) -> Option<Vec<u8>>;
+/// An event without a name. JSON holds no raw line breaks, so one `data:` line is always enough.
+pub fn data(json: &[u8]) -> Bytes {
+    [b"data: ", json, b"\n\n"].concat().into()
 }
 
-/// Answers with the events of `group`. When the client goes away, the body and with it the receiver is dropped;
-/// the task sees that at once, even between tokens, and drops the group, which cancels it. A client that takes
-/// nothing for `stall` is cut off: its response breaks off, so that it can't be taken for a whole one.
-pub fn respond(
-    mut response: HttpResponseBuilder,
-    mut group: GenerationGroup,
-    running: Running,
-    stall: Duration,
-    encoder: impl Encoder,
-) -> HttpResponse {
-    let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
-    let cut = Rc::new(Cell::new(false));
-    let frames = Frames { receiver, cut: Rc::clone(&cut) };
-    actix_web::rt::spawn(async move {
-        match pump(&mut group, encoder, &Outlet { sender, stall }).await {
-            Ok(()) => {}
-            Err(Unsent::Gone) => tracing::debug!("a client went away; its generation is cancelled"),
-            Err(Unsent::Slow) => {
-                tracing::info!("a client took nothing for {stall:?} and is cut off");
-                cut.set(true);
-                group.cancel_slow_reader();
-            }
-        }
-        drop(running);
-    });
-    response
-        .content_type("text/event-stream")
-        .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-cache")))
-        // For nginx: hand each event on at once.
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(frames)
+/// An event with a name.
+pub fn event(name: &str, json: &[u8]) -> Bytes {
+    [b"event: ", name.as_bytes(), b"\ndata: ", json, b"\n\n"].concat().into()
 }
 
-/// Why a frame did not reach its client.
-enum Unsent {
-    /// The client has gone.
-    Gone,
-    /// The client takes nothing.
-    Slow,
-}
-
-/// The sending side of a response's body.
-struct Outlet {
-    sender: mpsc::Sender<Bytes>,
-    stall: Duration,
-}
-
-impl Outlet {
-    async fn send(&self, frame: Bytes) -> Result<(), Unsent> {
-        match timeout(self.stall, self.sender.send(frame)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Unsent::Gone),
-            Err(_) => Err(Unsent::Slow),
-        }
-    }
-}
-
-async fn pump(group: &mut GenerationGroup, mut encoder: impl Encoder, outlet: &Outlet) -> Result<(), Unsent> {
-    let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
-    for index in 0..group.len() {
-        if let Some(json) = encoder.open(index) {
-            outlet.send(data(&json)).await?;
-        }
-    }
-    loop {
-        let event = tokio::select! {
-            biased;
-            () = outlet.sender.closed() => return Err(Unsent::Gone),
-            event = group.recv() => event,
-            _ = ping.tick() => {
-                outlet.send(Bytes::from_static(b": ping\n\n")).await?;
-                continue;
-            }
-        };
-        ping.reset();
-        match event {
-            Some((index, Event::Text { text, logprobs })) => {
-                outlet.send(data(&encoder.text(index, &text, &logprobs))).await?;
-            }
-            Some((index, Event::Done { reason, usage, timings, seed })) => {
-                outlet.send(data(&encoder.done(index, &Done { reason, usage, timings, seed }))).await?;
-            }
-            // The others are cancelled with it: a client that asked for several wants all.
-            Some((_, Event::Failed(error))) => {
-                outlet.send(data(&ApiError::from(error).to_json())).await?;
-                break;
-            }
-            None => {
-                if let Some(json) = encoder.close() {
-                    outlet.send(data(&json)).await?;
-                }
-                break;
-            }
-        }
-    }
-    outlet.send(Bytes::from_static(b"data: [DONE]\n\n")).await
-}
-
-/// JSON holds no raw line breaks, so one `data:` line is always enough.
-fn data(json: &[u8]) -> Bytes {
-    let mut frame = Vec::with_capacity(json.len() + 8);
-    frame.extend_from_slice(b"data: ");
-    frame.extend_from_slice(json);
-    frame.extend_from_slice(b"\n\n");
-    frame.into()
-}
-
-/// The receiving end as a response body.
-struct Frames {
-    receiver: mpsc::Receiver<Bytes>,
-    /// The frames that were sent are not all.
-    cut: Rc<Cell<bool>>,
-}
-
-impl Stream for Frames {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiver.poll_recv(cx).map(|frame| match frame {
-            Some(frame) => Some(Ok(frame)),
-            None => self.cut.take().then(|| Err(io::ErrorKind::TimedOut.into())),
-        })
-    }
+/// What no client sees as an event.
+pub fn comment() -> Bytes {
+    Bytes::from_static(b": ping\n\n")
 }

@@ -260,9 +260,9 @@ fn a_request_that_is_dropped_while_it_waits_never_runs() {
 #[test]
 fn stop_strings_end_the_answer_across_tokens() {
     let engine = start(TestExecutor::spelling("One. Two.\n\nUser: three", LIMITS));
-    let stop = vec!["\n\nUser:".to_owned(), "never".to_owned()];
+    let stop = vec!["never".to_owned(), "\n\nUser:".to_owned()];
     let answer = engine.generate_blocking(GenerateRequest { stop, ..say("count") }).unwrap();
-    assert_eq!((answer.text.as_str(), answer.reason), ("One. Two.", FinishReason::Stop));
+    assert_eq!((answer.text.as_str(), answer.reason), ("One. Two.", FinishReason::StopString(1)));
     assert_eq!(answer.usage.completion_tokens, "One. Two.\n\nUser:".len(), "it ends with the token that completed it");
     assert_all_free(&engine);
 }

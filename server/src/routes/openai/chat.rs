@@ -9,15 +9,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use shimmy_runtime::models::LoadedModel;
 
-use super::fields::Fields;
-use super::generate::{Begun, add_ignored, begin, client_of};
 use super::messages;
-use super::sampling::{Generation, take_max_tokens, take_num_answers};
-use super::types::{Answer, Done, Head, StreamUsage, TokenReport, Totals, chat_logprobs, finish_reason};
+use super::sampling::{take_generation, take_max_tokens, take_num_answers};
+use super::stream::{DataLines, JsonChunks};
+use super::types::{Answer, Head, StreamUsage, Totals, chat_logprobs, finish_reason};
 use crate::app::AppState;
 use crate::error::ApiError;
+use crate::routes::request::begin::{Begun, add_ignored, begin, client_of};
+use crate::routes::request::fields::Fields;
+use crate::routes::request::generation::Generation;
+use crate::routes::request::report::{Done, TokenReport};
 use crate::routes::{read_body, resource};
-use crate::stream::sse;
+use crate::stream::respond;
 
 /// Most alternatives a token.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -113,7 +116,7 @@ impl ChatRequest {
             usage: stream_usage(&mut fields)?,
             max_tokens: max_tokens(&mut fields)?,
             logprobs: logprobs(&mut fields)?,
-            generation: Generation::take(&mut fields)?,
+            generation: take_generation(&mut fields)?,
             ignored: fields.ignored(),
         })
     }
@@ -182,9 +185,9 @@ async fn chat(
         let head = Head::new("chatcmpl", "chat.completion.chunk", &begun.model.name);
         let totals = Totals::default();
         let encoder = Chunks { head, usage, logprobs: logprobs.is_some(), model: begun.model, totals };
-        return Ok(sse::respond(response, begun.group, begun.running, stall, encoder));
+        return Ok(respond(response, begun.group, begun.running, stall, DataLines(encoder)));
     }
-    let Begun { model, group, running: _running } = begun;
+    let Begun { model, group, running: _running, .. } = begun;
     let answers = group.collect().await?;
     let head = Head::new("chatcmpl", "chat.completion", &model.name);
     let choices = answers.iter().enumerate().map(|(index, answer)| Choice {
@@ -245,7 +248,7 @@ impl Chunks {
     }
 }
 
-impl sse::Encoder for Chunks {
+impl JsonChunks for Chunks {
     fn open(&mut self, index: usize) -> Option<Vec<u8>> {
         Some(self.chunk(index, Delta { role: Some("assistant"), content: Some("") }, None, None))
     }

@@ -10,14 +10,17 @@ use serde_json::{Value, json};
 use shimmy_runtime::models::LoadedModel;
 
 use super::chat::{refuse_common, stream_usage};
-use super::fields::Fields;
-use super::generate::{Begun, add_ignored, begin, client_of};
-use super::sampling::{Generation, take_max_tokens, take_num_answers};
-use super::types::{Answer, Done, Head, StreamUsage, TokenReport, Totals, completion_logprobs, finish_reason};
+use super::sampling::{take_generation, take_max_tokens, take_num_answers};
+use super::stream::{DataLines, JsonChunks};
+use super::types::{Answer, Head, StreamUsage, Totals, completion_logprobs, finish_reason};
 use crate::app::AppState;
 use crate::error::ApiError;
+use crate::routes::request::begin::{Begun, add_ignored, begin, client_of};
+use crate::routes::request::fields::Fields;
+use crate::routes::request::generation::Generation;
+use crate::routes::request::report::{Done, TokenReport};
 use crate::routes::{read_body, resource};
-use crate::stream::sse;
+use crate::stream::respond;
 
 /// OpenAI's documented default of this resource.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -71,7 +74,7 @@ impl CompletionRequest {
             usage: stream_usage(&mut fields)?,
             max_tokens: take_max_tokens(&mut fields, "max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS),
             logprobs,
-            generation: Generation::take(&mut fields)?,
+            generation: take_generation(&mut fields)?,
             ignored: fields.ignored(),
         })
     }
@@ -143,9 +146,9 @@ async fn complete(
     if stream {
         let model = logprobs.map(|_| begun.model);
         let encoder = Chunks { head, usage, model, offsets: vec![0; num_answers.get()], totals: Totals::default() };
-        return Ok(sse::respond(response, begun.group, begun.running, stall, encoder));
+        return Ok(respond(response, begun.group, begun.running, stall, DataLines(encoder)));
     }
-    let Begun { model, group, running: _running } = begun;
+    let Begun { model, group, running: _running, .. } = begun;
     let answers = group.collect().await?;
     let choices = answers.iter().enumerate().map(|(index, answer)| Choice {
         index,
@@ -184,7 +187,7 @@ impl Chunks {
     }
 }
 
-impl sse::Encoder for Chunks {
+impl JsonChunks for Chunks {
     fn open(&mut self, _: usize) -> Option<Vec<u8>> {
         None
     }

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::fields::kind_of;
 use crate::error::ApiError;
+use crate::routes::request::fields::kind_of;
 
 /// Turns the `messages` of a request into those of a template: role and text. `developer` is what OpenAI calls the
 /// system role of newer models; templates know it as `system`.

@@ -5,17 +5,15 @@
 //! | [`chat`] | `POST /v1/chat/completions` |
 //! | [`completions`] | `POST /v1/completions` |
 //! | [`models`] | `GET /v1/models`, `GET /v1/models/{id}` |
-//! | [`generate`] | what both completions do: find the model and start the generation |
-//! | [`fields`], [`messages`], [`sampling`] | a request's body, taken apart and checked |
-//! | [`types`] | what is sent back |
+//! | [`messages`], [`sampling`] | a request's body, taken apart and checked |
+//! | [`types`], [`stream`] | what is sent back |
 
 pub mod chat;
 pub mod completions;
-pub mod fields;
-pub mod generate;
 pub mod messages;
 pub mod models;
 pub mod sampling;
+pub mod stream;
 pub mod types;
 
 use actix_web::web;

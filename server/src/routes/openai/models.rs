@@ -5,9 +5,9 @@ use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use shimmy_runtime::models::Discovered;
 
-use super::types::unix_seconds;
 use crate::app::AppState;
 use crate::error::ApiError;
+use crate::routes::request::report::unix_seconds;
 use crate::routes::resource;
 
 #[derive(Serialize)]

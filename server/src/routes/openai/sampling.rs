@@ -4,51 +4,19 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::json;
-use shimmy_runtime::engine::{Class, GenerateRequest, Numerics, PromptCache, SamplingParams, Speculation};
+use shimmy_runtime::engine::{Numerics, PromptCache, Speculation};
 
-use super::fields::Fields;
 use crate::error::ApiError;
+use crate::routes::request::fields::Fields;
+use crate::routes::request::generation::{Generation, take_seed, take_stop, take_top_k};
 
 /// Most stop strings.
 const MAX_STOPS: usize = 4;
 /// Most answers to a prompt.
 const MAX_ANSWERS: usize = 16;
-/// Most bytes of one.
-const MAX_STOP_BYTES: usize = 1024;
 /// Most entries of `logit_bias`.
 const MAX_BIASES: usize = 1024;
-
-/// What a request says about drawing; everything else comes from the model.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Generation {
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repeat_penalty: Option<f32>,
-    repeat_last_n: Option<usize>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    seed: Option<u64>,
-    logit_bias: Vec<(u32, f32)>,
-    stop: Vec<String>,
-    stop_token_ids: Vec<u32>,
-    ignore_eos: bool,
-    prompt_cache: PromptCache,
-    numerics: Numerics,
-    speculation: Option<Speculation>,
-    priority: i32,
-    deadline: Option<Duration>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
 
 /// Samplers that other servers have and this one doesn't yet, with the values that switch them off.
 fn refuse_other_samplers(fields: &mut Fields) -> Result<(), ApiError> {
@@ -83,95 +51,43 @@ fn refuse_other_samplers(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-impl Generation {
-    /// Takes the fields out of a request.
-    ///
-    /// # Errors
-    /// 400 that names the field.
-    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        refuse_other_samplers(fields)?;
-        let seed = seed(fields)?;
-        let numerics = match fields.take("deterministic")?.unwrap_or(false) {
-            true => Numerics::Invariant,
-            false => Numerics::Fast,
-        };
-        let any = f32::INFINITY;
-        Ok(Self {
-            temperature: fields.take_in("temperature", 0.0, 100.0)?,
-            top_p: fields.take_in("top_p", 0.0, 1.0)?,
-            top_k: top_k(fields)?,
-            min_p: fields.take_in("min_p", 0.0, 1.0)?,
-            repeat_penalty: fields.take_in("repeat_penalty", f32::MIN_POSITIVE, any)?,
-            repeat_last_n: fields.take("repeat_last_n")?,
-            presence_penalty: fields.take_in("presence_penalty", -2.0, 2.0)?,
-            frequency_penalty: fields.take_in("frequency_penalty", -2.0, 2.0)?,
-            seed,
-            logit_bias: logit_bias(fields)?,
-            stop: stop(fields)?,
-            stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
-            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
-            // A prompt from the cache is rounded in other places than one that is computed whole, unless it is exact. Who
-            // names a seed wants the same answer again.
-            numerics,
-            prompt_cache: match fields
-                .take("cache_prompt")?
-                .unwrap_or(seed.is_none() || numerics == Numerics::Invariant)
-            {
-                true => PromptCache::Use,
-                false => PromptCache::Skip,
-            },
-            speculation: speculation(fields)?,
-            priority: fields.take("priority")?.unwrap_or(0),
-            deadline: deadline(fields)?,
-        })
-    }
-
-    /// The engine's request: what the client said over what the model recommends.
-    pub fn into_request(
-        self,
-        prompt: Vec<u32>,
-        defaults: &SamplingParams,
-        max_tokens: Option<usize>,
-        logprobs: Option<usize>,
-    ) -> GenerateRequest {
-        let sampling = SamplingParams {
-            logit_bias: self.logit_bias,
-            repeat_penalty: self.repeat_penalty.unwrap_or(defaults.repeat_penalty),
-            repeat_last_n: self.repeat_last_n.unwrap_or(defaults.repeat_last_n),
-            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-            top_k: self.top_k.unwrap_or(defaults.top_k),
-            top_p: self.top_p.unwrap_or(defaults.top_p),
-            min_p: self.min_p.unwrap_or(defaults.min_p),
-            temperature: self.temperature.unwrap_or(defaults.temperature),
-            seed: self.seed,
-        };
-        GenerateRequest {
-            prompt,
-            max_tokens,
-            sampling,
-            stop: self.stop,
-            stop_token_ids: self.stop_token_ids,
-            ignore_eos: self.ignore_eos,
-            logprobs,
-            prompt_cache: self.prompt_cache,
-            numerics: self.numerics,
-            speculation: self.speculation,
-            class: Class { priority: self.priority, client: 0 },
-            deadline: self.deadline,
-        }
-    }
-}
-
-/// `-1` is other servers' way to say off.
-fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
-    match fields.take::<i64>("top_k")? {
-        None => Ok(None),
-        Some(-1) => Ok(Some(0)),
-        Some(k) => usize::try_from(k)
-            .map(Some)
-            .map_err(|_| ApiError::param("top_k", format!("`top_k` must be at least 1, or 0 or -1 for off, got {k}"))),
-    }
+/// Takes the fields of a [`Generation`] out of a request.
+///
+/// # Errors
+/// 400 that names the field.
+pub fn take_generation(fields: &mut Fields) -> Result<Generation, ApiError> {
+    refuse_other_samplers(fields)?;
+    let seed = take_seed(fields)?;
+    let numerics = match fields.take("deterministic")?.unwrap_or(false) {
+        true => Numerics::Invariant,
+        false => Numerics::Fast,
+    };
+    let any = f32::INFINITY;
+    Ok(Generation {
+        temperature: fields.take_in("temperature", 0.0, 100.0)?,
+        top_p: fields.take_in("top_p", 0.0, 1.0)?,
+        top_k: take_top_k(fields)?,
+        min_p: fields.take_in("min_p", 0.0, 1.0)?,
+        repeat_penalty: fields.take_in("repeat_penalty", f32::MIN_POSITIVE, any)?,
+        repeat_last_n: fields.take("repeat_last_n")?,
+        presence_penalty: fields.take_in("presence_penalty", -2.0, 2.0)?,
+        frequency_penalty: fields.take_in("frequency_penalty", -2.0, 2.0)?,
+        seed,
+        logit_bias: logit_bias(fields)?,
+        stop: take_stop(fields, "stop", MAX_STOPS)?,
+        stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+        ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+        // A prompt from the cache is rounded in other places than one that is computed whole, unless it is exact. Who
+        // names a seed wants the same answer again.
+        numerics,
+        prompt_cache: match fields.take("cache_prompt")?.unwrap_or(seed.is_none() || numerics == Numerics::Invariant) {
+            true => PromptCache::Use,
+            false => PromptCache::Skip,
+        },
+        speculation: speculation(fields)?,
+        priority: fields.take("priority")?.unwrap_or(0),
+        deadline: deadline(fields)?,
+    })
 }
 
 fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, ApiError> {
@@ -193,33 +109,6 @@ fn deadline(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
         Some(0) => Err(ApiError::param("deadline_ms", "`deadline_ms` must be at least 1; leave it out for none")),
         deadline => Ok(deadline.map(Duration::from_millis)),
     }
-}
-
-/// Any 64-bit integer; a negative one means its bits. (`-1` included: a client that sends a seed wants that seed.)
-fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
-    let Some(number) = fields.take::<serde_json::Number>("seed")? else { return Ok(None) };
-    let seed = number.as_u64().or_else(|| number.as_i64().map(i64::cast_unsigned));
-    let wrong = || ApiError::param("seed", format!("`seed` must be a 64-bit integer, got {number}"));
-    seed.map(Some).ok_or_else(wrong)
-}
-
-fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let stop = match fields.take::<Stop>("stop")? {
-        None => return Ok(Vec::new()),
-        Some(Stop::One(stop)) => vec![stop],
-        Some(Stop::Many(stop)) => stop,
-    };
-    if stop.len() > MAX_STOPS {
-        let message = format!("`stop` may hold up to {MAX_STOPS} strings, got {}", stop.len());
-        return Err(ApiError::param("stop", message));
-    }
-    if stop.iter().any(String::is_empty) {
-        return Err(ApiError::param("stop", "`stop` holds an empty string, which would end every answer at once"));
-    }
-    if stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
-        return Err(ApiError::param("stop", format!("a string in `stop` has more than {MAX_STOP_BYTES} bytes")));
-    }
-    Ok(stop)
 }
 
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -274,12 +163,13 @@ pub fn take_max_tokens(fields: &mut Fields, name: &'static str) -> Result<Option
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
+    use shimmy_runtime::engine::{GenerateRequest, SamplingParams};
 
     use super::*;
 
     fn take(value: Value) -> Result<GenerateRequest, ApiError> {
         let mut fields = Fields::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
-        let generation = Generation::take(&mut fields)?;
+        let generation = take_generation(&mut fields)?;
         assert_eq!(fields.ignored(), None);
         Ok(generation.into_request(vec![1], &SamplingParams::default(), None, None))
     }

@@ -29,6 +29,11 @@ impl Fields {
         }
     }
 
+    /// The fields of an object inside a body.
+    pub fn of(rest: Map<String, Value>) -> Self {
+        Self { rest }
+    }
+
     /// Takes a field; absent and `null` are `None`.
     ///
     /// # Errors
@@ -76,14 +81,19 @@ impl Fields {
 
     /// The names of what is left, for `x-shimmy-ignored`; `None` if nothing is.
     pub fn ignored(&self) -> Option<String> {
+        let names: Vec<String> = self.rest().collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
+    /// Those names.
+    pub fn rest(&self) -> impl Iterator<Item = String> {
         let (max_names, max_chars) = MAX_IGNORED;
-        let printable = |name: &String| -> String {
+        let printable = move |name: &String| -> String {
             name.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).take(max_chars).collect()
         };
         // A client's explicit null asks for nothing, so nothing is ignored.
-        let names = self.rest.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| printable(name));
-        let names: Vec<String> = names.take(max_names).collect();
-        (!names.is_empty()).then(|| names.join(", "))
+        let names = self.rest.iter().filter(|(_, value)| !value.is_null());
+        names.map(move |(name, _)| printable(name)).take(max_names)
     }
 }
 

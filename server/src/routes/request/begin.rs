@@ -19,6 +19,8 @@ pub struct Begun {
     pub model: Arc<LoadedModel>,
     /// The events of all answers; dropping it cancels them.
     pub group: GenerationGroup,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
     /// Holds a shutdown up.
     pub running: Running,
 }
@@ -43,23 +45,32 @@ pub async fn begin(
         ));
     }
     let started = web::block(move || {
-        let name = match (&name, state.models.default_model()) {
-            (Some(name), _) => name.as_str(),
-            (None, Some(model)) => model.name.as_str(),
-            (None, None) => {
-                let message = "`model` is missing; GET /v1/models lists what there is";
-                return Err(ApiError::param("model", message));
-            }
-        };
-        let model = state.models.get(name).map_err(|error| ApiError::from(&*error))?;
+        let model = model_for(&state, name.as_deref())?;
         let mut request = build(&model)?;
         request.class.client = client;
+        let prompt_tokens = request.prompt.len();
         let group = model.engine.submit_group(request, num_answers)?;
-        Ok((model, group))
+        Ok::<_, ApiError>((model, group, prompt_tokens))
     });
-    let (model, group) =
+    let (model, group, prompt_tokens) =
         started.await.map_err(|_| ApiError::server("the request could not be started; the log says why"))??;
-    Ok(Begun { model, group, running })
+    Ok(Begun { model, group, prompt_tokens, running })
+}
+
+/// The model of this name, else the one of the start; loaded, if it isn't yet. Blocks.
+///
+/// # Errors
+/// 400 without a name and a model of the start, 404 for an unknown one, and what keeps it from being loaded.
+pub fn model_for(state: &AppState, name: Option<&str>) -> Result<Arc<LoadedModel>, ApiError> {
+    let name = match (name, state.models.default_model()) {
+        (Some(name), _) => name,
+        (None, Some(model)) => model.name.as_str(),
+        (None, None) => {
+            let message = "`model` is missing; GET /v1/models lists what there is";
+            return Err(ApiError::param("model", message));
+        }
+    };
+    state.models.get(name).map_err(|error| ApiError::from(&*error))
 }
 
 /// Who asks, for taking turns: the key that a client sends, and its address. Nobody has checked the key; who makes up new

@@ -1,0 +1,66 @@
+//! What a model's file says of itself. Opening a file takes milliseconds, and a list may have hundreds of models, so what
+//! was read is kept until the file changes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use shimmy_runtime::loader::ModelFile;
+use shimmy_runtime::models::{Discovered, Summary};
+
+/// Summaries of the files that were asked for.
+#[derive(Debug, Default)]
+pub struct Summaries {
+    known: Mutex<HashMap<PathBuf, (Option<SystemTime>, Option<Summary>)>>,
+}
+
+impl Summaries {
+    /// Of this model; `None` if its file can't be read.
+    pub fn of(&self, model: &Discovered) -> Option<Summary> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((modified, summary)) = known().get(&model.path)
+            && *modified == model.modified
+        {
+            return summary.clone();
+        }
+        let summary = ModelFile::open(&model.path).and_then(|file| Summary::of(&file)).ok();
+        known().insert(model.path.clone(), (model.modified, summary.clone()));
+        summary
+    }
+}
+
+/// `details` of a model.
+pub fn details(summary: Option<&Summary>) -> Value {
+    let family = summary.and_then(|summary| summary.architecture.clone()).unwrap_or_default();
+    json!({
+        "parent_model": "",
+        "format": summary.map_or("", |summary| summary.format),
+        "family": family,
+        "families": if family.is_empty() { json!([]) } else { json!([family]) },
+        "parameter_size": summary.map(|summary| parameter_size(summary.parameters)).unwrap_or_default(),
+        "quantization_level": summary.and_then(|summary| summary.dtype.clone()).unwrap_or_default().to_uppercase(),
+    })
+}
+
+/// `134.52M`, `8.0B`.
+fn parameter_size(parameters: u64) -> String {
+    let count = parameters as f64;
+    match count {
+        1e12.. => format!("{:.1}T", count / 1e12),
+        1e9.. => format!("{:.1}B", count / 1e9),
+        1e6.. => format!("{:.2}M", count / 1e6),
+        1e3.. => format!("{:.2}K", count / 1e3),
+        _ => format!("{parameters}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_are_as_people_write_them() {
+        let sizes = [999, 4_096, 134_515_008, 8_030_261_248].map(super::parameter_size);
+        assert_eq!(sizes, ["999", "4.10K", "134.52M", "8.0B"]);
+    }
+}

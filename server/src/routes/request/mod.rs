@@ -1,0 +1,13 @@
+//! What the routes of all protocols share: a body taken apart, a generation begun, its report.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`fields`] | a body, field by field, so that none is dropped in silence |
+//! | [`generation`] | how to draw and when to stop |
+//! | [`begin`] | finds the model and starts the generation |
+//! | [`report`] | what an answer came to |
+
+pub mod begin;
+pub mod fields;
+pub mod generation;
+pub mod report;
