@@ -13,9 +13,9 @@
 mod support;
 
 mod binary;
+mod clients;
 mod commands;
 mod drafting;
 mod models;
-mod openai_client;
 mod readme;
 mod serve;

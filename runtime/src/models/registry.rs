@@ -201,6 +201,7 @@ impl<M: Servable> Models<M> {
             let Slot::Ready(ready) = slot else { return true };
             if ready.model.is_busy() {
                 ready.last_use = now;
+                return true;
             }
             if ready.left(now) != Some(Duration::ZERO) {
                 return true;

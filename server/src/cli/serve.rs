@@ -8,7 +8,7 @@ use actix_web::web;
 use bytesize::ByteSize;
 use shimmy_runtime::engine::{EngineOptions, Numerics, PrefixCache, Speculation};
 use shimmy_runtime::kv::BLOCK_TOKENS;
-use shimmy_runtime::models::{self, Discovered, LoadOptions, Models};
+use shimmy_runtime::models::{self, Discovered, KeepAlive, LoadOptions, Models};
 use tokio::sync::Notify;
 
 use super::args::{ExecArgs, KeepArgs, RootArgs, SpeculateArgs, find};
@@ -17,6 +17,7 @@ use super::output;
 use super::progress::Bar;
 use crate::app::{self, AppState, Limits};
 use crate::process;
+use crate::routes::ollama::options::parse_keep_alive;
 
 /// The first port that is tried, and the last.
 const PORTS: std::ops::RangeInclusive<u16> = 11435..=11535;
@@ -49,6 +50,11 @@ pub(super) struct Args {
     /// answers at once.
     #[arg(long)]
     deterministic: bool,
+    /// How long a model stays loaded that was loaded for a request and that nobody uses: seconds, or a text such as 5m;
+    /// negative is for ever. The one named with --model stays.
+    #[arg(long, value_name = "TIME", env = "OLLAMA_KEEP_ALIVE", default_value = "5m", allow_hyphen_values = true,
+          value_parser = parse_keep_alive)]
+    keep_alive: KeepAlive,
     /// On SIGTERM and Ctrl-C: how long running answers may take to finish.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
@@ -154,7 +160,7 @@ fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
         }
         Ok(loaded)
     });
-    Ok(models)
+    Ok(models.with_keep_alive(args.keep_alive))
 }
 
 type LoadFailure = Arc<std::sync::Mutex<Option<anyhow::Error>>>;

@@ -10,10 +10,13 @@ use serde_json::{Value, json};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::models::{Discovered, Summary};
 
+/// When a file was changed, and what it said then; `None`: it can't be read.
+type Known = (Option<SystemTime>, Option<Summary>);
+
 /// Summaries of the files that were asked for.
 #[derive(Debug, Default)]
 pub struct Summaries {
-    known: Mutex<HashMap<PathBuf, (Option<SystemTime>, Option<Summary>)>>,
+    known: Mutex<HashMap<PathBuf, Known>>,
 }
 
 impl Summaries {

@@ -102,10 +102,22 @@ pub fn take_keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, ApiErro
         Value::String(text) => seconds(text),
         _ => None,
     };
-    let seconds = seconds.ok_or_else(|| wrong(&value))?;
-    // More than a duration holds is for ever, too.
+    Ok(Some(keep_alive(seconds.ok_or_else(|| wrong(&value))?)))
+}
+
+/// [`take_keep_alive`] for a command line.
+///
+/// # Errors
+/// Says what it must be.
+pub fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
+    let seconds = seconds(text).ok_or("it must be seconds or a text such as 5m; negative is for ever")?;
+    Ok(keep_alive(seconds))
+}
+
+/// More than a duration holds is for ever, too.
+fn keep_alive(seconds: f64) -> KeepAlive {
     let time = Duration::try_from_secs_f64(seconds).ok().filter(|_| seconds >= 0.0);
-    Ok(Some(time.map_or(KeepAlive::Forever, KeepAlive::For)))
+    time.map_or(KeepAlive::Forever, KeepAlive::For)
 }
 
 /// A number of seconds, or numbers with units, as Go writes durations.

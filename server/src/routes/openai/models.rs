@@ -1,8 +1,10 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! `GET /v1/models` and `GET /v1/models/{id}`, in Anthropic's shape for those who send `anthropic-version`.
 
 use actix_web::http::Method;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
+use serde_json::{Value, json};
 use shimmy_runtime::models::Discovered;
 
 use crate::app::AppState;
@@ -34,6 +36,18 @@ impl Model {
     }
 }
 
+impl Model {
+    fn in_anthropics_shape(&self) -> Value {
+        let created = DateTime::from_timestamp(i64::try_from(self.created).unwrap_or(0), 0).unwrap_or_default();
+        let created = created.to_rfc3339_opts(SecondsFormat::Secs, true);
+        json!({"type": "model", "id": self.id, "display_name": self.id, "created_at": created})
+    }
+}
+
+fn wants_anthropics_shape(request: &HttpRequest) -> bool {
+    request.headers().contains_key("anthropic-version")
+}
+
 /// Registers the resources.
 pub fn config(cfg: &mut web::ServiceConfig) {
     cfg.service(resource("/v1/models", Method::GET, web::route().to(list)));
@@ -41,18 +55,33 @@ pub fn config(cfg: &mut web::ServiceConfig) {
     cfg.service(resource("/v1/models/{id:.+}", Method::GET, web::route().to(get)));
 }
 
-async fn list(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+async fn list(state: web::Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     // The first list walks the disk.
     let models = web::block(move || state.models.list()).await.map_err(|_| ApiError::server("listing failed"))?;
-    let data = models.into_iter().map(|(model, loaded)| Model::new(model, loaded)).collect();
+    let data: Vec<Model> = models.into_iter().map(|(model, loaded)| Model::new(model, loaded)).collect();
+    if wants_anthropics_shape(&request) {
+        let id = |model: Option<&Model>| model.map(|model| model.id.clone());
+        let ends = (id(data.first()), id(data.last()));
+        let data: Vec<Value> = data.iter().map(Model::in_anthropics_shape).collect();
+        let list = json!({"data": data, "has_more": false, "first_id": ends.0, "last_id": ends.1});
+        return Ok(HttpResponse::Ok().json(list));
+    }
     Ok(HttpResponse::Ok().json(List { object: "list", data }))
 }
 
-async fn get(state: web::Data<AppState>, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+async fn get(
+    state: web::Data<AppState>,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
     let found = web::block(move || {
         let model = state.models.find(&id)?;
         let loaded = state.models.ready(&model.name).is_some();
         Ok::<_, ApiError>(Model::new(model, loaded))
     });
-    Ok(HttpResponse::Ok().json(found.await.map_err(|_| ApiError::server("listing failed"))??))
+    let model = found.await.map_err(|_| ApiError::server("listing failed"))??;
+    Ok(match wants_anthropics_shape(&request) {
+        true => HttpResponse::Ok().json(model.in_anthropics_shape()),
+        false => HttpResponse::Ok().json(model),
+    })
 }
