@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 
 use crate::binary::Server;
 use crate::gauges::{Gauges, counter};
-use crate::{MODEL, support};
 
 const CLOSED: usize = 500;
 const STALLED: usize = 200;
@@ -130,12 +129,12 @@ async fn wave(url: &str) {
 
 #[test]
 fn a_thousand_connections_leave_nothing_behind() {
-    let Some(goldens) = support::goldens() else { return };
+    let Some(model) = crate::model() else { return };
     // A single client may have three quarters of the places. What the system gives when it is first touched is small enough for the
     // first wave to touch all of it: the pool, of which the prefix cache keeps every block, and the logits of a step.
     let limits =
         ["--queue", "1400", "--kv-tokens", "16384", "--step-budget", "64", "--stall-seconds", "1", "--threads", "2"];
-    let server = Server::start_with(&goldens.join("models").join(MODEL), &limits);
+    let server = Server::start_with(&model, &limits);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let wave = || {
         runtime.block_on(wave(&server.url));

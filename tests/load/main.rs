@@ -1,5 +1,5 @@
 //! The real binary under load that is not kind to it: connections by the thousand, clients that vanish or stall, and a
-//! mixed load for a minute. The models are tiny; `scripts/soak` does the same with a real one and for longer.
+//! mixed load for a minute. The models are tiny, unless `SHIMMY_LOAD_MODEL` names one; `scripts/soak` goes on for longer.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,5 +20,10 @@ mod connections;
 mod gauges;
 mod soak;
 
-/// A tiny model with a long context.
-const MODEL: &str = "hunyuan_v1_dense-alpha";
+/// A tiny golden model with a long context, or the one that `SHIMMY_LOAD_MODEL` names; `None` after a SKIP.
+fn model() -> Option<std::path::PathBuf> {
+    if let Some(path) = std::env::var_os("SHIMMY_LOAD_MODEL") {
+        return Some(path.into());
+    }
+    Some(support::goldens()?.join("models/hunyuan_v1_dense-alpha"))
+}

@@ -6,7 +6,7 @@
 //! | [`group`] | several answers to one prompt |
 //! | [`handle`] | [`Engine`] and [`Generation`]: what clients hold, from async and from blocking code |
 //! | `validate` | what a request must be |
-//! | `worker` | the thread: the step loop |
+//! | `worker` | the thread: the step loop; `worker::guessing`: the guesses before a step |
 //! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
 //! | `speculate` | guesses of the next tokens |
 //! | [`draft`] | guesses of a draft model: the sequences that it follows, its blocks |
