@@ -3,17 +3,15 @@
 
 use std::sync::Arc;
 
-use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
     Answer, Companions, DraftExecutor, Engine, EngineOptions, GenerateRequest, GuessPolicy, Numerics, SamplingParams,
     Speculation,
 };
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
-use shimmy_runtime::loader::ModelFile;
-use shimmy_runtime::plan::{OutputKind, Plan};
+use shimmy_runtime::plan::Plan;
 
 use super::deterministic::bits;
-use super::models::Golden;
+use super::models::{Golden, on_language_models};
 use super::prefix::{Ids, differs};
 
 const NUM_TOKENS: usize = 24;
@@ -81,29 +79,5 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
 
 #[test]
 fn drafts_never_change_a_golden_answer() {
-    let Some(goldens) = crate::support::goldens() else { return };
-    let (mut failures, mut num_run) = (Vec::new(), 0);
-    for folder in &super::models::folders(&goldens) {
-        let meta: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
-        if meta["kind"] != "lm" {
-            continue;
-        }
-        let file = ModelFile::open(folder).unwrap();
-        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
-            Ok((_, plan)) => plan,
-            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => continue,
-            Err(error) => panic!("{}: {error}", folder.display()),
-        };
-        let golden = Golden::read(&folder.join("golden.safetensors"));
-        for backend in [Backend::Cpu, Backend::Candle] {
-            if let Err(what) = check(&plan, backend, &golden) {
-                failures.push(format!("{} on {backend:?}: {what}", folder.display()));
-            }
-            num_run += 1;
-        }
-    }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(num_run >= 2, "no language model in {} could be run", goldens.display());
-    println!("{num_run} models and executors");
+    on_language_models(|_| true, check);
 }

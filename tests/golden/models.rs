@@ -288,6 +288,41 @@ pub(super) fn folders(goldens: &Path) -> Vec<PathBuf> {
     folders
 }
 
+/// Runs `check` on both executors with every golden language model of a supported family whose plan is `wanted`.
+pub(super) fn on_language_models(
+    wanted: impl Fn(&Plan) -> bool,
+    check: impl Fn(&Plan, Backend, &Golden) -> Result<(), String>,
+) {
+    let Some(goldens) = crate::support::goldens() else { return };
+    let (mut failures, mut num_run) = (Vec::new(), 0);
+    for folder in &folders(&goldens) {
+        let meta: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
+        if meta["kind"] != "lm" {
+            continue;
+        }
+        let file = ModelFile::open(folder).unwrap();
+        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
+            Ok((_, plan)) => plan,
+            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => continue,
+            Err(error) => panic!("{}: {error}", folder.display()),
+        };
+        if !wanted(&plan) {
+            continue;
+        }
+        let golden = Golden::read(&folder.join("golden.safetensors"));
+        for backend in [Backend::Cpu, Backend::Candle] {
+            if let Err(what) = check(&plan, backend, &golden) {
+                failures.push(format!("{} on {backend:?}: {what}", folder.display()));
+            }
+            num_run += 1;
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(num_run >= 2, "no such language model in {} could be run", goldens.display());
+    println!("{num_run} models and executors");
+}
+
 #[test]
 fn every_supported_family_matches_its_goldens() {
     let Some(goldens) = crate::support::goldens() else { return };

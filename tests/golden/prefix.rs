@@ -6,17 +6,15 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shimmy_runtime::Error;
 use shimmy_runtime::engine::{
     Answer, Companions, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, PrefixMiss, SamplingParams,
     SharedStore, Speculation, Vocabulary, kept_bytes,
 };
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, PrefixReuse, WindowKv};
 use shimmy_runtime::kv::BlockStore;
-use shimmy_runtime::loader::ModelFile;
-use shimmy_runtime::plan::{OutputKind, Plan};
+use shimmy_runtime::plan::Plan;
 
-use super::models::Golden;
+use super::models::{Golden, on_language_models};
 
 /// Two tokens this close in log-probability may change places when sums are made in another order. The steps that the
 /// engine makes differ in their numbers of rows, and with them the kernels.
@@ -176,29 +174,5 @@ fn check_store(plan: &Plan, backend: Backend, prompts: &[&[u32]], expected: &[An
 
 #[test]
 fn prefix_hits_never_change_an_answer() {
-    let Some(goldens) = crate::support::goldens() else { return };
-    let (mut failures, mut num_run) = (Vec::new(), 0);
-    for folder in &super::models::folders(&goldens) {
-        let meta: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
-        if meta["kind"] != "lm" {
-            continue;
-        }
-        let file = ModelFile::open(folder).unwrap();
-        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
-            Ok((_, plan)) => plan,
-            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => continue,
-            Err(error) => panic!("{}: {error}", folder.display()),
-        };
-        let golden = Golden::read(&folder.join("golden.safetensors"));
-        for backend in [Backend::Cpu, Backend::Candle] {
-            if let Err(what) = check(&plan, backend, &golden) {
-                failures.push(format!("{} on {backend:?}: {what}", folder.display()));
-            }
-            num_run += 1;
-        }
-    }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(num_run >= 2, "no language model in {} could be run", goldens.display());
-    println!("{num_run} models and executors");
+    on_language_models(|_| true, check);
 }

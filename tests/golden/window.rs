@@ -5,14 +5,12 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use shimmy_runtime::Error;
 use shimmy_runtime::engine::{Answer, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, Speculation};
 use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, WindowKv};
 use shimmy_runtime::kv::BLOCK_TOKENS;
-use shimmy_runtime::loader::ModelFile;
-use shimmy_runtime::plan::{OutputKind, Plan};
+use shimmy_runtime::plan::Plan;
 
-use super::models::Golden;
+use super::models::{Golden, on_language_models};
 use super::prefix::{Ids, differs, request};
 
 const CONTEXT: usize = 512;
@@ -93,32 +91,5 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
 
 #[test]
 fn windows_that_leave_tokens_behind_never_change_an_answer() {
-    let Some(goldens) = crate::support::goldens() else { return };
-    let (mut failures, mut num_run) = (Vec::new(), 0);
-    for folder in &super::models::folders(&goldens) {
-        let meta: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
-        if meta["kind"] != "lm" {
-            continue;
-        }
-        let file = ModelFile::open(folder).unwrap();
-        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
-            Ok((_, plan)) => plan,
-            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => continue,
-            Err(error) => panic!("{}: {error}", folder.display()),
-        };
-        if plan.kv.iter().all(|cache| cache.window.is_none()) {
-            continue;
-        }
-        let golden = Golden::read(&folder.join("golden.safetensors"));
-        for backend in [Backend::Cpu, Backend::Candle] {
-            if let Err(what) = check(&plan, backend, &golden) {
-                failures.push(format!("{} on {backend:?}: {what}", folder.display()));
-            }
-            num_run += 1;
-        }
-    }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(num_run >= 2, "no model with windows in {} could be run", goldens.display());
-    println!("{num_run} models and executors");
+    on_language_models(|plan| plan.kv.iter().any(|cache| cache.window.is_some()), check);
 }

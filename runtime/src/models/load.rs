@@ -13,7 +13,7 @@ use crate::engine::{Companions, Engine, EngineOptions, SamplingParams, kept_byte
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executor, KvTypes, PrefixReuse, kv_bytes};
 use crate::kv::{BLOCK_TOKENS, KvPool};
-use crate::loader::ModelFile;
+use crate::loader::{Metadata, ModelFile};
 use crate::models::draft::{DraftOptions, LoadedDraft};
 use crate::models::names;
 use crate::models::registry::Servable;
@@ -188,6 +188,15 @@ impl Drop for LoadedModel {
     }
 }
 
+/// The files that keys and values depend on: those with the weights and, in a folder, the numbers beside them.
+fn content_files(file: &ModelFile) -> Vec<PathBuf> {
+    let mut files = file.parts().to_vec();
+    if let Metadata::Hf(metadata) = &file.metadata {
+        files.push(metadata.folder.join("config.json"));
+    }
+    files
+}
+
 /// All that keys and values in a block depend on beside the model: blocks of another layout are of no use.
 fn kv_layout(executor: &dyn Executor, exec: &ExecOptions) -> String {
     let ExecOptions { kv_types: KvTypes { k, v }, activations, .. } = exec;
@@ -247,7 +256,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         );
     }
     let layout = kv_layout(&*executor, &options.exec);
-    let store = options.stores.for_model(&name, file.parts(), &layout, kept_bytes(&*executor));
+    let store = options.stores.for_model(&name, &content_files(&file), &layout, kept_bytes(&*executor));
     let (draft, loaded_draft) = match &options.draft {
         None => (None, None),
         Some(draft) => {
@@ -305,4 +314,26 @@ fn read_ahead(file: &ModelFile, progress: &(dyn Fn(Progress) + Send + Sync)) {
         progress(Progress { stage: Stage::Reading, done, total });
     }
     std::hint::black_box(sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::loader::HfMetadata;
+
+    #[test]
+    fn a_folders_config_is_part_of_the_model() {
+        let metadata = HfMetadata {
+            folder: "/model".into(),
+            config: json!({}),
+            generation: None,
+            tokenizer_config: None,
+            chat_template: None,
+        };
+        let no_tensors = [&2_u64.to_le_bytes()[..], b"{}"].concat();
+        let file = ModelFile::from_safetensors_bytes(no_tensors, metadata).unwrap();
+        assert_eq!(content_files(&file), [Path::new("/model/config.json")]);
+    }
 }
