@@ -3,20 +3,26 @@
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use actix_web::dev::Service;
+use actix_cors::Cors;
+use actix_web::dev::RequestHead;
+use actix_web::http::header::{HOST, HeaderValue, ORIGIN};
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use shimmy_runtime::models::Models;
 
+use crate::access::Access;
+use crate::access::guard::{ThroughUnixSocket, guard};
+use crate::access_log::{self, AccessLog};
 use crate::counters::Counters;
 use crate::drain::Gate;
-use crate::error::ApiError;
+use crate::listen::Listeners;
 use crate::routes;
 use crate::routes::ollama::details::Summaries;
+use crate::tls::Tls;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
 const WORKERS: usize = 2;
@@ -64,6 +70,10 @@ pub struct AppState {
     pub counters: Arc<Counters>,
     /// What is refused.
     pub limits: Limits,
+    /// Who may ask, from where, and how much.
+    pub access: Access,
+    /// Where each request is written down, if anywhere.
+    pub access_log: Option<AccessLog>,
     /// What models' files say of themselves.
     pub summaries: Summaries,
     ready: AtomicBool,
@@ -77,6 +87,8 @@ impl AppState {
             gate: Arc::default(),
             counters: Arc::default(),
             limits,
+            access: Access::default(),
+            access_log: None,
             summaries: Summaries::default(),
             ready: AtomicBool::new(false),
         }
@@ -113,7 +125,11 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
 /// service can't write to it, so only the system can let go of it.
 #[cfg(target_os = "linux")]
 fn close_when_stalled(connection: &dyn Any, stall: Duration) {
-    if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>()
+    use actix_tls::accept::rustls_0_23::TlsStream;
+    use actix_web::rt::net::TcpStream;
+    let plain = connection.downcast_ref::<TcpStream>();
+    let tcp = plain.or_else(|| connection.downcast_ref::<TlsStream<TcpStream>>().map(|stream| stream.get_ref().0));
+    if let Some(stream) = tcp
         && let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall))
     {
         tracing::debug!("a stalled connection will stay open: {error}");
@@ -123,59 +139,78 @@ fn close_when_stalled(connection: &dyn Any, stall: Duration) {
 #[cfg(not(target_os = "linux"))]
 fn close_when_stalled(_: &dyn Any, _: Duration) {}
 
-/// Lets models go whose time is over, for ever.
-async fn sweep(state: web::Data<AppState>) {
+fn is_unix_socket(connection: &dyn Any) -> bool {
+    #[cfg(unix)]
+    return connection.is::<tokio::net::UnixStream>();
+    #[cfg(not(unix))]
+    return false;
+}
+
+/// Lets pages of allowed origins read the answers. Requests of others never come here, but for a browser's question whether
+/// it may send one.
+fn cors(state: &web::Data<AppState>) -> Cors {
+    let state = state.clone();
+    Cors::default()
+        .allowed_origin_fn(move |origin: &HeaderValue, head: &RequestHead| {
+            debug_assert_eq!(head.headers().get(ORIGIN), Some(origin));
+            let host = head.headers().get(HOST).and_then(|host| host.to_str().ok());
+            origin.to_str().is_ok_and(|origin| state.access.origins.allows(origin, host))
+        })
+        .allow_any_method()
+        .allow_any_header()
+        .expose_any_header()
+        .max_age(600)
+}
+
+/// Lets models go whose time is over and reads files again that have changed, for ever.
+async fn sweep(state: web::Data<AppState>, tls: Option<Arc<Tls>>) {
     let mut tick = tokio::time::interval(SWEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let state = state.clone();
+        let (state, tls) = (state.clone(), tls.clone());
         // Letting go of a model takes a while. An error is a panic there, and the next try is as good.
-        if let Ok(gone @ 1..) = web::block(move || state.models.sweep()).await {
+        let swept = web::block(move || {
+            state.access.keys.reload();
+            if let Some(tls) = tls {
+                tls.reload();
+            }
+            state.models.sweep()
+        });
+        if let Ok(gone @ 1..) = swept.await {
             tracing::info!("{gone} models were unused for as long as they are kept, and are unloaded");
         }
     }
 }
 
-/// Serves on `listener` until `shutdown`, then refuses new generations, lets running ones finish for up to
+/// Serves on `listeners` until `shutdown`, then refuses new generations, lets running ones finish for up to
 /// `drain_deadline`, and returns.
 ///
 /// # Errors
-/// When the listener can't be used.
+/// When a listener can't be used.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     state: web::Data<AppState>,
     drain_deadline: Duration,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let shared = state.clone();
     let stall = state.limits.stall + SYSTEM_STALL;
-    let (answered, connected) = (Arc::clone(&state.counters), Arc::clone(&state.counters));
-    let server = HttpServer::new(move || {
-        let counters = Arc::clone(&answered);
+    let connected = Arc::clone(&state.counters);
+    let mut server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
-            .wrap_fn(move |request, service| {
-                let counters = Arc::clone(&counters);
-                let start = Instant::now();
-                let line =
-                    tracing::enabled!(tracing::Level::INFO).then(|| format!("{} {}", request.method(), request.path()));
-                let response = service.call(request);
-                async move {
-                    let response = response.await?;
-                    let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
-                    counters.respond(response.status().as_u16(), error);
-                    if let Some(line) = line {
-                        let ms = start.elapsed().as_secs_f64() * 1e3;
-                        tracing::info!("{line} {} {ms:.1} ms", response.status().as_u16());
-                    }
-                    Ok(response)
-                }
-            })
+            // The last one is asked first.
+            .wrap(from_fn(guard))
+            .wrap(cors(&shared))
+            .wrap(from_fn(access_log::log))
             .configure(configure)
     })
     .on_connect(move |connection, extensions| {
         extensions.insert(connected.connect());
+        if is_unix_socket(connection) {
+            extensions.insert(ThroughUnixSocket);
+        }
         close_when_stalled(connection, stall);
     })
     .workers(WORKERS)
@@ -186,10 +221,19 @@ pub async fn serve(
     .keep_alive(Duration::from_secs(75))
     .client_request_timeout(Duration::from_secs(15))
     .shutdown_timeout(LAST_BYTES_SECONDS)
-    .disable_signals()
-    .listen(listener)?
-    .run();
-    let sweeper = actix_web::rt::spawn(sweep(state.clone()));
+    .disable_signals();
+    for listener in listeners.tcp {
+        server = match &listeners.tls {
+            Some(tls) => server.listen_rustls_0_23(listener, tls.server_config().map_err(io::Error::other)?)?,
+            None => server.listen(listener)?,
+        };
+    }
+    #[cfg(unix)]
+    for listener in listeners.unix {
+        server = server.listen_uds(listener)?;
+    }
+    let server = server.run();
+    let sweeper = actix_web::rt::spawn(sweep(state.clone(), listeners.tls));
     let handle = server.handle();
     let running = actix_web::rt::spawn(server);
     shutdown.await;

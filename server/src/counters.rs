@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::ApiError;
-
 /// Counts since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -41,9 +39,9 @@ impl Counters {
         Connection(Arc::clone(self))
     }
 
-    /// A request was answered. `error` is the one that the handler returned, if it did.
-    pub fn respond(&self, status: u16, error: Option<&ApiError>) {
-        let outcome = Outcome { status, reason: error.map(ApiError::reason) };
+    /// A request was answered; `reason` is that of the error which the handler returned, if it did.
+    pub fn respond(&self, status: u16, reason: Option<&'static str>) {
+        let outcome = Outcome { status, reason };
         // Whole entries are added: a panic can't leave half of one.
         *self.responses.lock().unwrap_or_else(PoisonError::into_inner).entry(outcome).or_default() += 1;
     }

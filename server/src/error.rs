@@ -15,6 +15,10 @@ const RETRY_AFTER: u64 = 1;
 pub enum Kind {
     /// The request is wrong.
     InvalidRequestError,
+    /// Who asks isn't known.
+    AuthenticationError,
+    /// Who asks may not.
+    PermissionError,
     /// There is no such thing.
     NotFoundError,
     /// Too much at once.
@@ -110,6 +114,25 @@ impl ApiError {
         Self { code: Some("unsupported_parameter"), ..Self::param(param, message) }
     }
 
+    /// 401.
+    pub fn unauthorized(message: impl Into<String>, code: &'static str) -> Self {
+        let (status, kind) = (StatusCode::UNAUTHORIZED, Kind::AuthenticationError);
+        Self { status, kind, code: Some(code), ..Self::bad_request(message) }
+    }
+
+    /// 403.
+    pub fn forbidden(message: impl Into<String>, code: &'static str) -> Self {
+        let (status, kind) = (StatusCode::FORBIDDEN, Kind::PermissionError);
+        Self { status, kind, code: Some(code), ..Self::bad_request(message) }
+    }
+
+    /// 429 of a client's own limits.
+    pub fn rate_limited(message: impl Into<String>, retry_after: u64) -> Self {
+        let (status, kind) = (StatusCode::TOO_MANY_REQUESTS, Kind::RateLimitError);
+        let (code, retry_after) = (Some("rate_limit_exceeded"), Some(retry_after));
+        Self { status, kind, code, retry_after, ..Self::bad_request(message) }
+    }
+
     /// 404.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self { status: StatusCode::NOT_FOUND, kind: Kind::NotFoundError, ..Self::bad_request(message) }
@@ -131,6 +154,8 @@ impl ApiError {
     pub fn reason(&self) -> &'static str {
         self.code.unwrap_or(match self.kind {
             Kind::InvalidRequestError => "invalid_request_error",
+            Kind::AuthenticationError => "authentication_error",
+            Kind::PermissionError => "permission_error",
             Kind::NotFoundError => "not_found_error",
             Kind::RateLimitError => "rate_limit_error",
             Kind::Unavailable => "unavailable",
@@ -195,6 +220,9 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(self.status);
         if let Some(seconds) = self.retry_after {
             response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
         response.content_type("application/json").body(self.to_json())
     }

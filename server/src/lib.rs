@@ -5,6 +5,9 @@
 //! | [`cli`] | one file a command |
 //! | [`app`] | the actix-web service: state, resources, start and drain |
 //! | [`routes`] | wire types of each protocol and their conversion |
+//! | [`access`] | API keys, limits of clients, allowed hosts and origins |
+//! | [`access_log`] | request identifiers, and a line for each request |
+//! | [`listen`], [`tls`] | sockets, and HTTPS on them |
 //! | [`stream`] | bounded channel to wire |
 //! | [`drain`] | running generations, for a clean shutdown |
 //! | [`counters`], [`process`] | what `/metrics` tells about the service |
@@ -14,16 +17,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod access_log;
 pub mod app;
 pub mod cli;
 pub mod counters;
 pub mod drain;
 pub mod error;
 pub mod ids;
+pub mod listen;
 pub mod load;
 pub mod process;
 pub mod routes;
 pub mod stream;
+pub mod tls;
 
 #[cfg(test)]
 mod tests;

@@ -11,17 +11,15 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The binary under test, without this machine's settings.
 pub(crate) fn shimmy() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shimmy"));
-    for name in [
-        "SHIMMY_BASE_GGUF",
-        "SHIMMY_BIND_ADDRESS",
-        "SHIMMY_HOST",
-        "SHIMMY_PORT",
-        "SHIMMY_MODEL_PATHS",
-        "SHIMMY_LOG",
-        "OLLAMA_MODELS",
-    ] {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        let is_ours = name.to_string_lossy().starts_with("SHIMMY_");
+        // Where the tests find their goldens.
+        if (is_ours && name != "SHIMMY_GOLDENS") || name.to_string_lossy().starts_with("OLLAMA_") {
+            command.env_remove(name);
+        }
     }
+    // An empty name: no file of settings.
+    command.env("SHIMMY_CONFIG", "");
     command.stdin(Stdio::null());
     command
 }

@@ -19,3 +19,4 @@ mod drafting;
 mod models;
 mod readme;
 mod serve;
+mod settings;

@@ -63,9 +63,18 @@ impl GenerationGroup {
     /// # Errors
     /// The error of the first that fails; the others are cancelled.
     pub async fn collect(mut self) -> Result<Vec<Answer>> {
+        self.collect_seeing(|_, _| {}).await
+    }
+
+    /// All whole answers; `see` is shown each event and the number of its answer.
+    ///
+    /// # Errors
+    /// The error of the first that fails; the others go on until `self` is dropped.
+    pub async fn collect_seeing(&mut self, mut see: impl FnMut(usize, &Event)) -> Result<Vec<Answer>> {
         let mut parts: Vec<Parts> = self.members.iter().map(|_| Parts::default()).collect();
         let mut answers: Vec<Option<Answer>> = self.members.iter().map(|_| None).collect();
         while let Some((index, event)) = self.recv().await {
+            see(index, &event);
             if let Some(answer) = parts[index].add(event) {
                 answers[index] = Some(answer?);
             }
@@ -75,7 +84,7 @@ impl GenerationGroup {
     }
 
     /// Cancels all because their reader takes nothing: counted apart from clients that went away.
-    pub fn cancel_slow_reader(self) {
-        self.members.into_iter().flatten().for_each(Generation::cancel_slow_reader);
+    pub fn cancel_slow_reader(&mut self) {
+        self.members.drain(..).flatten().for_each(Generation::cancel_slow_reader);
     }
 }

@@ -274,7 +274,7 @@ impl OwnServer {
         let (shared, stopped) = (state.clone(), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name("server".into()).spawn(move || {
             let shutdown = async move { stopped.notified().await };
-            actix_web::rt::System::new().block_on(app::serve(listener, shared, Duration::from_secs(1), shutdown))
+            actix_web::rt::System::new().block_on(app::serve(listener.into(), shared, Duration::from_secs(1), shutdown))
         })?;
         Ok(Self { url, state, name: found.name.clone(), stop, thread: Some(thread) })
     }

@@ -7,10 +7,12 @@ mod args;
 mod bench;
 mod bench_load;
 mod chat;
+mod config;
 mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
+mod key;
 mod list;
 mod output;
 mod probe;
@@ -19,9 +21,11 @@ mod serve;
 mod verify;
 mod version;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::builder::OsStringValueParser;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// Runs large language models on this machine and serves them over HTTP.
@@ -34,6 +38,9 @@ struct Cli {
     /// Say more on stderr: -v what happens, -vv details.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
+    /// Read settings from this file [default: ./shimmy.toml, else the one in ~/.config/shimmy]; an empty name reads none.
+    #[arg(long, value_name = "FILE", env = "SHIMMY_CONFIG", global = true, value_parser = OsStringValueParser::new())]
+    config: Option<OsString>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -46,6 +53,10 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model in the terminal.
     Chat(chat::Args),
+    /// Show the settings and where they come from.
+    Config(config::Args),
+    /// Make, list and remove API keys for `serve`.
+    Key(key::Args),
     /// List the models found on this machine.
     List(list::Args),
     /// Show what a model file holds.
@@ -68,7 +79,12 @@ struct Context {
 /// Parses, runs, and says how it went.
 pub fn main() -> ExitCode {
     failure::install_panic_hook();
-    let cli = match Cli::try_parse() {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let layered = match config::layer(Cli::command(), &args) {
+        Ok(layered) => layered,
+        Err(error) => return failure::report(&error.into()),
+    };
+    let cli = match layered.command.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help on stdout with 0, mistakes on stderr with 2. Nobody to tell when even that pipe is closed.
@@ -87,6 +103,8 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Generate(args)) => generate::run(args, context),
         Some(Command::Chat(args)) => chat::run(args, context),
+        Some(Command::Config(args)) => config::run(args, Cli::command(), cli.config),
+        Some(Command::Key(args)) => key::run(args),
         Some(Command::List(args)) => list::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Probe(args)) => probe::run(args),

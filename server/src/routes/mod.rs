@@ -19,8 +19,10 @@ pub mod request;
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{self, Bytes, BytesMut};
-use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError, Route};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError, Route};
 
+use crate::access_log::{AccessLog, LoggedBody};
+use crate::app::AppState;
 use crate::error::{ApiError, Kind, Protocol};
 
 /// A resource with one method; every other one gets 405 in JSON.
@@ -86,5 +88,10 @@ pub(crate) async fn read_body(
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body.freeze())
+    let body = body.freeze();
+    let log = request.app_data::<web::Data<AppState>>().and_then(|state| state.access_log.as_ref());
+    if log.is_some_and(AccessLog::wants_bodies) {
+        request.extensions_mut().insert(LoggedBody(body.clone()));
+    }
+    Ok(body)
 }

@@ -16,10 +16,11 @@ use actix_web::http::header::{CACHE_CONTROL, HeaderValue};
 use actix_web::web::Bytes;
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use futures_core::Stream;
-use shimmy_runtime::engine::{Event, GenerationGroup};
+use shimmy_runtime::engine::Event;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, timeout};
 
+use crate::access::client::Answers;
 use crate::drain::Running;
 use crate::error::ApiError;
 use crate::routes::request::report::{Done, TokenReport};
@@ -52,7 +53,7 @@ pub trait Encoder: 'static {
 /// nothing for `stall` is cut off: its response breaks off, so that it can't be taken for a whole one.
 pub fn respond(
     mut response: HttpResponseBuilder,
-    mut group: GenerationGroup,
+    mut group: Answers,
     running: Running,
     stall: Duration,
     encoder: impl Encoder,
@@ -112,7 +113,7 @@ impl Outlet {
     }
 }
 
-async fn pump(group: &mut GenerationGroup, mut encoder: impl Encoder, outlet: &Outlet) -> Result<(), Unsent> {
+async fn pump(group: &mut Answers, mut encoder: impl Encoder, outlet: &Outlet) -> Result<(), Unsent> {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     for index in 0..group.len() {
         outlet.send_some(encoder.open(index)).await?;

@@ -41,10 +41,35 @@ impl Reply {
 }
 
 /// An open connection with a response that is still coming.
-pub(super) struct Open {
-    reader: BufReader<TcpStream>,
+pub(super) struct Open<R = TcpStream> {
+    reader: BufReader<R>,
     status: u16,
     head: String,
+}
+
+/// Sends these lines, reads the answer to its end.
+pub(super) fn exchange(mut stream: impl Read + Write, head: &[&str], body: &str) -> Reply {
+    let head = head.join("\r\n");
+    let length = body.len();
+    write!(stream, "{head}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+    read_reply(BufReader::new(stream))
+}
+
+fn read_reply<R: Read>(mut reader: BufReader<R>) -> Reply {
+    let head = read_head(&mut reader);
+    Open { status: status(&head), reader, head }.finish()
+}
+
+fn read_head(reader: &mut impl BufRead) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "closed after {head:?}");
+    }
+    head
+}
+
+fn status(head: &str) -> u16 {
+    head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 /// Sends a request and reads the response's head.
@@ -53,12 +78,8 @@ pub(super) fn open(address: SocketAddr, method: &str, path: &str, body: &[u8]) -
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     send(&mut stream, method, path, body);
     let mut reader = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert!(reader.read_line(&mut head).unwrap() > 0, "closed after {head:?}");
-    }
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Open { reader, status, head }
+    let head = read_head(&mut reader);
+    Open { reader, status: status(&head), head }
 }
 
 /// Sends a request and reads nothing.
@@ -69,7 +90,7 @@ pub(super) fn send(stream: &mut TcpStream, method: &str, path: &str, body: &[u8]
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
 }
 
-impl Open {
+impl<R: Read> Open<R> {
     /// The next chunk of a chunked body; `None` at its end.
     pub(super) fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut size = String::new();

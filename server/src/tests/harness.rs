@@ -20,6 +20,7 @@ use shimmy_runtime::text::{AddSpecial, ParseSpecial, Tokenizer};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
+use crate::listen::Listeners;
 use crate::app::{AppState, Limits, serve};
 
 /// The end of an answer: the first id after the bytes and `<|im_start|>`.
@@ -185,6 +186,13 @@ impl TestServer {
         server
     }
 
+    /// With rules, a log, or sockets of its own.
+    pub(super) fn start_as(executor: TestExecutor, prepare: impl FnOnce(&mut AppState, &mut Listeners)) -> Self {
+        let server = Self::start_prepared(vec![executor], EngineOptions::default(), prepare);
+        server.state.set_ready();
+        server
+    }
+
     /// With another executor each time that the model is loaded.
     pub(super) fn start_each(executors: Vec<TestExecutor>) -> Self {
         let server = Self::start_all(executors, EngineOptions::default());
@@ -198,6 +206,14 @@ impl TestServer {
     }
 
     fn start_all(executors: Vec<TestExecutor>, engine: EngineOptions) -> Self {
+        Self::start_prepared(executors, engine, |_, _| {})
+    }
+
+    fn start_prepared(
+        executors: Vec<TestExecutor>,
+        engine: EngineOptions,
+        prepare: impl FnOnce(&mut AppState, &mut Listeners),
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("Tiny_Test");
         write_model(&path);
@@ -211,16 +227,19 @@ impl TestServer {
             };
             load_with(&model.path, &options, &build)
         });
-        let state = web::Data::new(AppState::new(models, Limits { max_body_bytes: MAX_BODY, stall: STALL }));
+        let mut state = AppState::new(models, Limits { max_body_bytes: MAX_BODY, stall: STALL });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let mut listeners = Listeners::from(listener);
+        prepare(&mut state, &mut listeners);
+        let state = web::Data::new(state);
         let shutdown = Arc::new(Notify::new());
         let (shared, stop) = (state.clone(), Arc::clone(&shutdown));
         let (started, is_started) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
                 started.send(()).unwrap();
-                serve(listener, shared, Duration::from_secs(30), async move { stop.notified().await }).await
+                serve(listeners, shared, Duration::from_secs(30), async move { stop.notified().await }).await
             })
         });
         is_started.recv().unwrap();

@@ -3,6 +3,7 @@
 //! [`harness`] writes a tiny model folder (real tokenizer, real template, weights of zeros), loads it with that
 //! executor and serves it on a free port.
 
+mod access;
 mod anthropic;
 mod client;
 mod disconnect;

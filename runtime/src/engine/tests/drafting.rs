@@ -244,7 +244,27 @@ fn an_engine_that_ends_lets_go_of_its_draft() {
 #[test]
 fn a_crowd_that_is_preempted_and_leaves_finds_the_same_answers() {
     let limits = Limits { num_kv_blocks: 14, ..LIMITS };
-    let engine = start_drafting(TestExecutor::hashing(limits, SIZE), finding(|len| len % 5 > 0));
+    // No step is computed until the first ones are all there: they need more blocks than there are, whatever the machine is
+    // busy with.
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let wait = Arc::clone(&gate);
+    let executor = TestExecutor::hashing(limits, SIZE).with_hook(move |_, _| {
+        drop(wait.lock());
+        Ok(())
+    });
+    let engine = start_drafting(executor, finding(|len| len % 5 > 0));
+    let first: Vec<_> = (0..4_u32)
+        .map(|seed| {
+            let prompt = prompt(1000 + seed, 3 * BLOCK_TOKENS);
+            (engine.submit(long(&prompt, 60)).unwrap(), prompt)
+        })
+        .collect();
+    drop(closed);
+    for (generation, prompt) in first {
+        assert_eq!(ids(&generation.collect_blocking().unwrap()), greedy_reference(&prompt, 60));
+    }
+    assert!(engine.stats().preemptions > 0, "{:?}", engine.stats());
     std::thread::scope(|scope| {
         for client in 0..6_u32 {
             let engine = &engine;
@@ -264,7 +284,7 @@ fn a_crowd_that_is_preempted_and_leaves_finds_the_same_answers() {
             });
         }
     });
-    wait_until("everybody is counted", || engine.stats().completed + engine.stats().cancelled == 60);
+    wait_until("everybody is counted", || engine.stats().completed + engine.stats().cancelled == 64);
     assert_nothing_left(&engine);
     let stats = engine.stats();
     assert!(stats.failed == 0 && stats.preemptions > 0 && stats.draft.accepted > 100, "{stats:?}");

@@ -51,7 +51,7 @@ async fn answer(
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
     let MessageRequest { model, conversation, max_tokens, stream, generation, ignored } = MessageRequest::parse(&body)?;
     let stops = generation.stop.clone();
-    let begun = begin(state, client_of(&request), model, NonZeroUsize::MIN, move |model| {
+    let begun = begin(state, client_of(&request)?, model, NonZeroUsize::MIN, move |model| {
         let prompt = conversation.encode(model)?;
         Ok(generation.into_request(prompt, &model.defaults, Some(max_tokens), None))
     })

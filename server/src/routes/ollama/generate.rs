@@ -180,7 +180,7 @@ async fn answer(
     }
     let Options { generation, max_tokens, .. } = options;
     let models = state.clone();
-    let begun = begin(state, client_of(&request), model, NonZeroUsize::MIN, move |model| {
+    let begun = begin(state, client_of(&request)?, model, NonZeroUsize::MIN, move |model| {
         if let Some(keep_alive) = keep_alive {
             models.models.keep(&model.name, keep_alive);
         }

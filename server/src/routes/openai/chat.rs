@@ -174,7 +174,7 @@ async fn chat(
         generation,
         ignored,
     } = ChatRequest::parse(&body)?;
-    let begun = begin(state, client_of(&request), model, num_answers, move |model| {
+    let begun = begin(state, client_of(&request)?, model, num_answers, move |model| {
         let prompt = model.encode_chat(&messages, &template_kwargs)?;
         Ok(generation.into_request(prompt, &model.defaults, max_tokens, logprobs))
     })

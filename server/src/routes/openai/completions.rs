@@ -135,7 +135,7 @@ async fn complete(
     let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
     let CompletionRequest { model, prompt, num_answers, stream, usage, max_tokens, logprobs, generation, ignored } =
         CompletionRequest::parse(&body)?;
-    let begun = begin(state, client_of(&request), model, num_answers, move |model| {
+    let begun = begin(state, client_of(&request)?, model, num_answers, move |model| {
         let prompt = encode(&prompt, model)?;
         Ok(generation.into_request(prompt, &model.defaults, Some(max_tokens), logprobs))
     })

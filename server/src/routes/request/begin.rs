@@ -1,14 +1,15 @@
 //! What chat and plain completions share: find the model and start the generation.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use actix_web::http::header::HeaderValue;
-use actix_web::{HttpRequest, HttpResponseBuilder, web};
-use shimmy_runtime::engine::{GenerateRequest, GenerationGroup};
+use actix_web::{HttpResponseBuilder, web};
+use shimmy_runtime::engine::GenerateRequest;
 use shimmy_runtime::models::LoadedModel;
 
+use crate::access::client::{Answers, Client};
+pub use crate::access::client::client_of;
 use crate::app::{AppState, Phase};
 use crate::drain::Running;
 use crate::error::ApiError;
@@ -18,7 +19,7 @@ pub struct Begun {
     /// Who answers.
     pub model: Arc<LoadedModel>,
     /// The events of all answers; dropping it cancels them.
-    pub group: GenerationGroup,
+    pub group: Answers,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Holds a shutdown up.
@@ -29,10 +30,11 @@ pub struct Begun {
 /// templates and tokenising may take long, so all of it happens off the async threads.
 ///
 /// # Errors
-/// 503 while starting or shutting down, 404 for an unknown model, and what `build` or the engine refuse.
+/// 503 while starting or shutting down, 429 over the client's limits, 404 for an unknown model, and what `build` or the
+/// engine refuse.
 pub async fn begin(
     state: web::Data<AppState>,
-    client: u64,
+    client: Client,
     name: Option<String>,
     num_answers: NonZeroUsize,
     build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
@@ -44,12 +46,14 @@ pub async fn begin(
             "model_loading",
         ));
     }
+    client.admit()?;
     let started = web::block(move || {
         let model = model_for(&state, name.as_deref())?;
         let mut request = build(&model)?;
-        request.class.client = client;
+        request.class.client = client.number();
         let prompt_tokens = request.prompt.len();
-        let group = model.engine.submit_group(request, num_answers)?;
+        let group = Answers::new(model.engine.submit_group(request, num_answers)?, client.clone());
+        client.charge_prompt(&model.name, prompt_tokens);
         Ok::<_, ApiError>((model, group, prompt_tokens))
     });
     let (model, group, prompt_tokens) =
@@ -71,17 +75,6 @@ pub fn model_for(state: &AppState, name: Option<&str>) -> Result<Arc<LoadedModel
         }
     };
     state.models.get(name).map_err(|error| ApiError::from(&*error))
-}
-
-/// Who asks, for taking turns: the key that a client sends, and its address. Nobody has checked the key; who makes up new
-/// ones takes more turns.
-pub fn client_of(request: &HttpRequest) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    request.peer_addr().map(|address| address.ip()).hash(&mut hasher);
-    for name in ["authorization", "x-api-key"] {
-        request.headers().get(name).map(HeaderValue::as_bytes).hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 /// Names the request's fields that had no effect.

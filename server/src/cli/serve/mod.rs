@@ -1,6 +1,10 @@
 //! `shimmy serve`: models over HTTP.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+mod access;
+mod address;
+mod signals;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +15,17 @@ use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::models::{self, Discovered, KeepAlive, LoadOptions, Models};
 use tokio::sync::Notify;
 
+use self::access::AccessArgs;
+use self::address::Address;
+use self::signals::Signals;
 use super::args::{ExecArgs, KeepArgs, RootArgs, SpeculateArgs, find};
 use super::failure::usage;
 use super::output;
 use super::progress::Bar;
 use crate::app::{self, AppState, Limits};
+use crate::listen::{self, Listeners, SocketFile, State};
 use crate::process;
 use crate::routes::ollama::options::parse_keep_alive;
-
-/// The first port that is tried, and the last.
-const PORTS: std::ops::RangeInclusive<u16> = 11435..=11535;
 
 /// After the last answer: how long an engine may take to end.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -40,6 +45,9 @@ pub(super) struct Args {
     /// Host to listen at, if --bind names none.
     #[arg(long, env = "SHIMMY_HOST", hide = true)]
     host: Option<String>,
+    /// Listen at a Unix socket, which only this user can open; at an address only if one is given too.
+    #[arg(long, value_name = "PATH", env = "SHIMMY_UNIX_SOCKET")]
+    unix_socket: Option<PathBuf>,
     /// Most requests that wait; more get 429.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().queue)]
     queue: usize,
@@ -61,6 +69,11 @@ pub(super) struct Args {
     /// A client that takes nothing of its answer for so long is cut off.
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().stall.as_secs())]
     stall_seconds: u64,
+    /// Largest body of a request.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Limits::default().max_body_bytes as u64))]
+    max_body: ByteSize,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(flatten)]
     speculate: SpeculateArgs,
     #[command(flatten)]
@@ -77,20 +90,34 @@ pub(super) struct Args {
 /// See the exit codes.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     process::raise_open_files();
-    let address = Address::new(&args)?;
+    let tls = args.access.tls()?;
     let pinned = args.model.as_deref().map(|model| find(model, &args.roots)).transpose()?;
-    let listener = address.listen()?;
-    let limits = Limits { stall: Duration::from_secs(args.stall_seconds), ..Limits::default() };
-    let state = web::Data::new(AppState::new(models(&args, pinned.clone())?, limits));
-    let bound = listener.local_addr()?;
-    if !bound.ip().is_loopback() {
-        tracing::warn!("{bound} can be reached from other machines, and this server asks nobody for a key");
+    // Dropped at the end of the server, and the socket's file with it.
+    let (listeners, _socket_file) = listeners(&args)?;
+    let listeners = Listeners { tls, ..listeners };
+    let access = args.access.rules(listeners.are_local())?;
+    if !listeners.are_local() && !access.keys.is_required() {
+        tracing::warn!(
+            "other machines can reach {}, and this server asks nobody for a key; --api-key-file does",
+            listeners.urls().join(" and ")
+        );
     }
-    output::write(&format!("listening on http://{bound}\n"))?;
+    let max_body_bytes = usize::try_from(args.max_body.as_u64()).unwrap_or(usize::MAX);
+    let limits = Limits { max_body_bytes, stall: Duration::from_secs(args.stall_seconds), ..Limits::default() };
+    let mut state = AppState::new(models(&args, pinned.clone())?, limits);
+    state.access = access;
+    state.access_log = args.access.log()?;
+    let state = web::Data::new(state);
+    for url in listeners.urls() {
+        output::write(&format!("listening on {url}\n"))?;
+    }
     let (stop, failed) = (Arc::new(Notify::new()), Arc::new(std::sync::Mutex::new(None)));
     match pinned {
         Some(model) => load_in_background(model, state.clone(), Arc::clone(&stop), Arc::clone(&failed))?,
-        None => state.set_ready(),
+        None => {
+            state.set_ready();
+            listen::notify(State::Ready);
+        }
     }
     let deadline = Duration::from_secs(args.drain_seconds);
     let state_at_end = state.clone();
@@ -101,8 +128,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
                 () = signals.received() => {}
                 () = stop.notified() => {}
             }
+            listen::notify(State::Stopping);
         };
-        app::serve(listener, state, deadline, shutdown).await
+        app::serve(listeners, state, deadline, shutdown).await
     })?;
     // What they have computed may still be on its way to the disk.
     let models = state_at_end.models.loaded();
@@ -116,6 +144,29 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     match failed {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// The sockets: those that systemd opened, else those of the arguments.
+fn listeners(args: &Args) -> anyhow::Result<(Listeners, Option<SocketFile>)> {
+    let given = Listeners::from_systemd()?;
+    if !given.is_empty() {
+        return Ok((given, None));
+    }
+    let address = Address::parse(args.bind.as_deref(), args.host.as_deref(), args.port)?;
+    let has_address = args.bind.is_some() || args.host.is_some() || args.port.is_some();
+    let Some(path) = &args.unix_socket else { return Ok((address.listen()?.into(), None)) };
+    #[cfg(unix)]
+    {
+        let (unix, file) = listen::at_path(path)
+            .map_err(|error| anyhow::anyhow!("can't listen at {}: {error}", path.display()))?;
+        let tcp = if has_address { vec![address.listen()?] } else { vec![] };
+        Ok((Listeners { tcp, unix: vec![unix], tls: None }, Some(file)))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (path, has_address);
+        Err(usage("--unix-socket: this system has none"))
     }
 }
 
@@ -176,6 +227,7 @@ fn load_in_background(
         Ok(loaded) => {
             tracing::info!("{} is ready after {:.0} ms", loaded.name, loaded.load_time.as_secs_f64() * 1e3);
             state.set_ready();
+            listen::notify(State::Ready);
         }
         Err(error) => {
             *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error.into());
@@ -183,141 +235,4 @@ fn load_in_background(
         }
     })?;
     Ok(())
-}
-
-/// A second signal this soon is the same wish: a terminal and a wrapping script both pass Ctrl-C on.
-const SAME_WISH: Duration = Duration::from_secs(1);
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-        }
-        #[cfg(not(unix))]
-        Ok(Self {})
-    }
-
-    async fn next(&mut self) {
-        #[cfg(unix)]
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-        #[cfg(not(unix))]
-        let _ = tokio::signal::ctrl_c().await;
-    }
-
-    /// Returns at the first signal; a second, later one ends the process at once.
-    async fn received(mut self) {
-        self.next().await;
-        actix_web::rt::spawn(async {
-            tokio::time::sleep(SAME_WISH).await;
-            // A new one doesn't know of the signals of the last second.
-            if let Ok(mut signals) = Self::new() {
-                signals.next().await;
-                std::process::exit(i32::from(super::failure::INTERRUPTED));
-            }
-        });
-    }
-}
-
-/// Where to listen, as the arguments say.
-#[derive(Debug, PartialEq, Eq)]
-struct Address {
-    host: String,
-    /// `None`: any of [`PORTS`].
-    port: Option<u16>,
-}
-
-impl Address {
-    fn new(args: &Args) -> anyhow::Result<Self> {
-        Self::parse(args.bind.as_deref(), args.host.as_deref(), args.port)
-    }
-
-    /// `bind` is HOST, HOST:PORT, [IPv6]:PORT or `auto`; `port` beats the port in it.
-    fn parse(bind: Option<&str>, host: Option<&str>, port: Option<u16>) -> anyhow::Result<Self> {
-        let given = |text: Option<&str>| text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
-        let host = given(host).unwrap_or_else(|| "127.0.0.1".into());
-        let Some(bind) = given(bind).filter(|bind| bind != "auto") else { return Ok(Self { host, port }) };
-        if let Ok(address) = bind.parse::<SocketAddr>() {
-            return Ok(Self { host: address.ip().to_string(), port: port.or(Some(address.port())) });
-        }
-        match bind.rsplit_once(':') {
-            // `::1` and the like.
-            _ if bind.parse::<std::net::IpAddr>().is_ok() => Ok(Self { host: bind, port }),
-            Some((of_bind, in_bind)) => {
-                let wrong = || usage(format!("--bind {bind}: `{in_bind}` is no port; write HOST or HOST:PORT"));
-                let in_bind = in_bind.parse().map_err(|_| wrong())?;
-                let host = if of_bind.is_empty() { host } else { of_bind.to_owned() };
-                Ok(Self { host, port: port.or(Some(in_bind)) })
-            }
-            None => Ok(Self { host: bind, port }),
-        }
-    }
-
-    fn listen(&self) -> anyhow::Result<TcpListener> {
-        let bind = |port: u16| {
-            (self.host.as_str(), port).to_socket_addrs().and_then(|all| TcpListener::bind(&*all.collect::<Vec<_>>()))
-        };
-        if let Some(port) = self.port {
-            return bind(port).map_err(|error| {
-                anyhow::anyhow!("can't listen at {}:{port}: {error}; choose another with --port", self.host)
-            });
-        }
-        let mut last = None;
-        for port in PORTS {
-            match bind(port) {
-                Ok(listener) => return Ok(listener),
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => last = Some(error),
-                Err(error) => anyhow::bail!("can't listen at {}:{port}: {error}", self.host),
-            }
-        }
-        let error = last.map(|error| error.to_string()).unwrap_or_default();
-        anyhow::bail!("no free port at {} from {} to {}: {error}", self.host, PORTS.start(), PORTS.end())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_in_all_their_forms() {
-        let parse = |bind: &str, host: &str, port| {
-            let address = Address::parse(Some(bind), Some(host), port).unwrap();
-            (address.host, address.port)
-        };
-        assert_eq!(parse("", "", None), ("127.0.0.1".into(), None));
-        assert_eq!(parse("auto", "", None), ("127.0.0.1".into(), None));
-        assert_eq!(parse("0.0.0.0", "", None), ("0.0.0.0".into(), None));
-        assert_eq!(parse("0.0.0.0:80", "", None), ("0.0.0.0".into(), Some(80)));
-        assert_eq!(parse("localhost:80", "", Some(81)), ("localhost".into(), Some(81)));
-        assert_eq!(parse(":80", "10.0.0.1", None), ("10.0.0.1".into(), Some(80)));
-        assert_eq!(parse("[::1]:80", "", None), ("::1".into(), Some(80)));
-        assert_eq!(parse("::1", "", None), ("::1".into(), None));
-        assert_eq!(parse("", "10.0.0.1", Some(5)), ("10.0.0.1".into(), Some(5)));
-        assert!(Address::parse(Some("localhost:http"), None, None).is_err());
-    }
-
-    #[test]
-    fn the_next_free_port_is_taken_unless_one_was_named() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let error = Address { host: "127.0.0.1".into(), port: Some(port) }.listen().unwrap_err().to_string();
-        assert!(error.contains(&port.to_string()) && error.contains("--port"), "{error}");
-        let any = Address { host: "127.0.0.1".into(), port: None };
-        let (first, second) = (any.listen().unwrap(), any.listen().unwrap());
-        let ports = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
-        assert!(ports[0] < ports[1] && ports.iter().all(|port| PORTS.contains(port)), "{ports:?}");
-    }
 }

@@ -1,0 +1,82 @@
+//! Who may ask, from where, and how much.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`keys`] | which API keys there are; a file holds their hashes only |
+//! | [`quota`] | requests and tokens a minute, of a key or else of an address |
+//! | [`origins`] | which `Host` and `Origin` a request may name |
+//! | [`client`] | who a request is from, and what it took |
+//! | [`guard`] | asks all of them before any handler runs |
+
+pub mod client;
+pub mod guard;
+pub mod keys;
+pub mod origins;
+pub mod quota;
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use actix_web::HttpRequest;
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+
+use crate::error::ApiError;
+use client::Client;
+use keys::{KeyRing, Secret};
+use origins::{Hosts, Origins};
+use quota::{Addresses, Rates};
+
+/// The rules of a service. The default asks nobody for a key, counts nothing, and answers to any name.
+#[derive(Debug, Default)]
+pub struct Access {
+    /// Keys that are asked for, if there are any.
+    pub keys: KeyRing,
+    /// Names this server answers to.
+    pub hosts: Hosts,
+    /// Pages that may use it.
+    pub origins: Origins,
+    /// What an address may take a minute, where no keys are asked for.
+    pub addresses: Addresses,
+}
+
+impl Access {
+    /// Who a request is from.
+    ///
+    /// # Errors
+    /// 401 without a known key where one is asked for.
+    pub fn client(&self, request: &HttpRequest) -> Result<Client, ApiError> {
+        let address = request.peer_addr().map(|address| address.ip());
+        let secret = secret(request.headers());
+        if !self.keys.is_required() {
+            return Ok(Client::by_address(address, secret.as_ref(), self.quota_of(address)));
+        }
+        let Some(secret) = secret else {
+            let message = "this server asks for an API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`";
+            return Err(ApiError::unauthorized(message, "missing_api_key"));
+        };
+        match self.keys.find(&secret) {
+            Some(key) => Ok(Client::by_key(&key)),
+            None => Err(ApiError::unauthorized("the API key is not one of this server's", "invalid_api_key")),
+        }
+    }
+
+    fn quota_of(&self, address: Option<IpAddr>) -> Option<Arc<quota::Quota>> {
+        self.addresses.quota(address)
+    }
+}
+
+/// The key that a request brings.
+fn secret(headers: &HeaderMap) -> Option<Secret> {
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    let key = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok().map(str::trim))?;
+    (!key.is_empty()).then(|| Secret::of(key))
+}
+
+/// Rates as the command line and the key file give them.
+pub fn rates(requests: Option<NonZeroU32>, tokens: Option<NonZeroU32>) -> Rates {
+    Rates { requests_per_minute: requests, tokens_per_minute: tokens }
+}
