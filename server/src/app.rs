@@ -118,6 +118,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         .configure(routes::openai::config)
         .configure(routes::anthropic::config)
         .configure(routes::ollama::config)
+        .configure(routes::openapi::config)
         .default_service(web::to(routes::not_found));
 }
 

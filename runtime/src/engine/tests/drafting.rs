@@ -1,6 +1,7 @@
 //! Generations with a draft model: whatever it guesses, whatever becomes of it, answers are those without.
 
 use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 

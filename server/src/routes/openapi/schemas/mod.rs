@@ -18,7 +18,6 @@ use utoipa::ToSchema;
 #[serde(untagged)]
 pub(super) enum Stop {
     One(String),
-    #[schema(max_items = 4)]
     Many(Vec<String>),
 }
 

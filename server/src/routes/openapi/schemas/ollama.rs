@@ -46,7 +46,6 @@ pub(in crate::routes::openapi) struct Options {
 #[serde(untagged)]
 pub(in crate::routes::openapi) enum KeepAlive {
     Seconds(i32),
-    #[schema(pattern = "^-?[0-9]{1,6}(s|m|h)$")]
     Text(String),
 }
 
