@@ -255,9 +255,9 @@ fn a_crowd_that_is_preempted_and_leaves_finds_the_same_answers() {
         Ok(())
     });
     let engine = start_drafting(executor, finding(|len| len % 5 > 0));
-    let first: Vec<_> = (0..4_u32)
+    let first: Vec<_> = (0..12_u32)
         .map(|seed| {
-            let prompt = prompt(1000 + seed, 3 * BLOCK_TOKENS);
+            let prompt = prompt(1000 + seed, BLOCK_TOKENS - 10);
             (engine.submit(long(&prompt, 60)).unwrap(), prompt)
         })
         .collect();
@@ -285,7 +285,7 @@ fn a_crowd_that_is_preempted_and_leaves_finds_the_same_answers() {
             });
         }
     });
-    wait_until("everybody is counted", || engine.stats().completed + engine.stats().cancelled == 64);
+    wait_until("everybody is counted", || engine.stats().completed + engine.stats().cancelled == 72);
     assert_nothing_left(&engine);
     let stats = engine.stats();
     assert!(stats.failed == 0 && stats.preemptions > 0 && stats.draft.accepted > 100, "{stats:?}");
