@@ -16,6 +16,7 @@ use crate::counters::Counters;
 use crate::drain::Gate;
 use crate::error::ApiError;
 use crate::routes;
+use crate::routes::native::socket::SocketLimits;
 use crate::routes::ollama::details::Summaries;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
@@ -35,11 +36,23 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// A client that takes nothing for so long is cut off.
     pub stall: Duration,
+    /// The head of a connection's first request must be there after so long.
+    pub head: Duration,
+    /// A body must be there after so long, and as long again as its bytes take at 32 KiB a second.
+    pub body: Duration,
+    /// Of WebSockets.
+    pub sockets: SocketLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_body_bytes: 10 << 20, stall: Duration::from_secs(60) }
+        Self {
+            max_body_bytes: 10 << 20,
+            stall: Duration::from_secs(60),
+            head: Duration::from_secs(15),
+            body: Duration::from_secs(30),
+            sockets: SocketLimits::default(),
+        }
     }
 }
 
@@ -66,6 +79,8 @@ pub struct AppState {
     pub limits: Limits,
     /// What models' files say of themselves.
     pub summaries: Summaries,
+    /// When it was made.
+    pub started: Instant,
     ready: AtomicBool,
 }
 
@@ -78,6 +93,7 @@ impl AppState {
             counters: Arc::default(),
             limits,
             summaries: Summaries::default(),
+            started: Instant::now(),
             ready: AtomicBool::new(false),
         }
     }
@@ -106,6 +122,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         .configure(routes::openai::config)
         .configure(routes::anthropic::config)
         .configure(routes::ollama::config)
+        .configure(routes::native::config)
         .default_service(web::to(routes::not_found));
 }
 
@@ -149,7 +166,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let shared = state.clone();
-    let stall = state.limits.stall + SYSTEM_STALL;
+    let (stall, head) = (state.limits.stall + SYSTEM_STALL, state.limits.head);
     let (answered, connected) = (Arc::clone(&state.counters), Arc::clone(&state.counters));
     let server = HttpServer::new(move || {
         let counters = Arc::clone(&answered);
@@ -184,7 +201,7 @@ pub async fn serve(
     // at the next failed write.
     .h1_allow_half_closed(false)
     .keep_alive(Duration::from_secs(75))
-    .client_request_timeout(Duration::from_secs(15))
+    .client_request_timeout(head)
     .shutdown_timeout(LAST_BYTES_SECONDS)
     .disable_signals()
     .listen(listener)?

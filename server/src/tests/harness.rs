@@ -160,6 +160,11 @@ impl Brake {
     }
 }
 
+/// What the test servers refuse.
+pub(super) fn test_limits() -> Limits {
+    Limits { max_body_bytes: MAX_BODY, stall: STALL, ..Limits::default() }
+}
+
 /// A server on a free port; shut down when dropped.
 pub(super) struct TestServer {
     pub(super) address: SocketAddr,
@@ -198,6 +203,11 @@ impl TestServer {
     }
 
     fn start_all(executors: Vec<TestExecutor>, engine: EngineOptions) -> Self {
+        Self::start_limited(executors, engine, test_limits())
+    }
+
+    /// With other limits than the other tests.
+    pub(super) fn start_limited(executors: Vec<TestExecutor>, engine: EngineOptions, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("Tiny_Test");
         write_model(&path);
@@ -211,7 +221,7 @@ impl TestServer {
             };
             load_with(&model.path, &options, &build)
         });
-        let state = web::Data::new(AppState::new(models, Limits { max_body_bytes: MAX_BODY, stall: STALL }));
+        let state = web::Data::new(AppState::new(models, limits));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Arc::new(Notify::new());
