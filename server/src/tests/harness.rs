@@ -190,6 +190,13 @@ impl TestServer {
         server
     }
 
+    /// With other limits than the other tests.
+    pub(super) fn start_within(executor: TestExecutor, limits: Limits) -> Self {
+        let server = Self::start_limited(vec![executor], EngineOptions::default(), limits);
+        server.state.set_ready();
+        server
+    }
+
     /// With another executor each time that the model is loaded.
     pub(super) fn start_each(executors: Vec<TestExecutor>) -> Self {
         let server = Self::start_all(executors, EngineOptions::default());
@@ -206,8 +213,7 @@ impl TestServer {
         Self::start_limited(executors, engine, test_limits())
     }
 
-    /// With other limits than the other tests.
-    pub(super) fn start_limited(executors: Vec<TestExecutor>, engine: EngineOptions, limits: Limits) -> Self {
+    fn start_limited(executors: Vec<TestExecutor>, engine: EngineOptions, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("Tiny_Test");
         write_model(&path);

@@ -244,7 +244,7 @@ mod tests {
             (Shape::Chat, json!({"format": "json"}), "format"),
             (Shape::Chat, json!({"think": true}), "think"),
             (Shape::Chat, json!({"temperature": 1}), "temperature"),
-            (Shape::Generate, json!({"prompt": "x", "max_tokens": 3}), "max_tokens"),
+            (Shape::Generate, json!({"prompt": "x", "max_tokens": 3, "options": {}}), "max_tokens"),
             (Shape::Generate, json!({"prompt": "x", "suffix": "y"}), "suffix"),
             (Shape::Generate, json!({"prompt": "x", "raw": true, "system": "y"}), "system"),
             (Shape::Generate, json!({"prompt": "x", "context": [1]}), "context"),
