@@ -18,6 +18,7 @@ use crate::error::ApiError;
 use crate::routes;
 use crate::routes::native::socket::SocketLimits;
 use crate::routes::ollama::details::Summaries;
+use crate::unread::Hold;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
 const WORKERS: usize = 2;
@@ -172,14 +173,16 @@ pub async fn serve(
         let counters = Arc::clone(&answered);
         App::new()
             .app_data(shared.clone())
-            .wrap_fn(move |request, service| {
+            .wrap_fn(move |mut request, service| {
                 let counters = Arc::clone(&counters);
                 let start = Instant::now();
                 let line =
                     tracing::enabled!(tracing::Level::INFO).then(|| format!("{} {}", request.method(), request.path()));
+                let body = Hold::on(&mut request);
                 let response = service.call(request);
                 async move {
                     let response = response.await?;
+                    body.map_or((), Hold::let_go);
                     let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
                     counters.respond(response.status().as_u16(), error);
                     if let Some(line) = line {

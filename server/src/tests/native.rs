@@ -171,7 +171,7 @@ fn these_answer_while_a_step_takes_for_ever() {
     for path in ["/health", "/ready", "/diag", "/metrics", "/v1/models", "/v1/capabilities", "/api/models", "/api/ps"] {
         assert_eq!(get(address, path).status, 200, "{path}");
     }
-    assert_eq!(get(address, &format!("/api/models/{MODEL}/status")).json()["running"], 1);
+    assert_eq!(get(address, &format!("/api/models/{MODEL}/status")).json()["status"], "loaded");
     assert_eq!(post(address, "/tokenize", &json!({"content": "hi"})).json()["count"], 2);
     brake.release();
     assert_eq!(running.join().unwrap().status, 200);

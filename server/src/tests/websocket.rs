@@ -301,12 +301,12 @@ fn a_shutdown_lets_answers_finish_and_then_says_goodbye() {
     let server = TestServer::start(endless());
     let mut idle = Socket::connect(server.address);
     let mut busy = Socket::connect(server.address);
-    busy.send(&request(json!({"id": 1, "max_tokens": 400})));
+    busy.send(&request(json!({"id": 1, "max_tokens": 1500})));
     assert_eq!(busy.message()["token"], "a");
     server.begin_shutdown();
     wait_for("it drains", || server.state.phase() == Phase::Draining);
-    assert_eq!(idle.close_code(), 1001);
     busy.send(&request(json!({"id": 2})));
+    assert_eq!(idle.close_code(), 1001);
     let (mut letters, mut refused) = (1, false);
     loop {
         let message = busy.message();
@@ -322,7 +322,7 @@ fn a_shutdown_lets_answers_finish_and_then_says_goodbye() {
             _ => letters += message["token"].as_str().unwrap().len(),
         }
     }
-    assert_eq!((letters, refused), (400, true));
+    assert_eq!((letters, refused), (1500, true));
     assert_eq!(busy.close_code(), 1001);
     server.join();
 }
