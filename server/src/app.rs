@@ -182,7 +182,9 @@ pub async fn serve(
                 let response = service.call(request);
                 async move {
                     let response = response.await?;
-                    body.map_or((), Hold::let_go);
+                    if let Some(body) = body {
+                        body.let_go();
+                    }
                     let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
                     counters.respond(response.status().as_u16(), error);
                     if let Some(line) = line {
