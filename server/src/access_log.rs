@@ -5,9 +5,9 @@
 
 use std::io::{self, BufWriter, Write};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 

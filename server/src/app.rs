@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_cors::Cors;
 use actix_web::dev::RequestHead;
@@ -21,8 +21,10 @@ use crate::counters::Counters;
 use crate::drain::Gate;
 use crate::listen::Listeners;
 use crate::routes;
+use crate::routes::native::socket::SocketLimits;
 use crate::routes::ollama::details::Summaries;
 use crate::tls::Tls;
+use crate::unread;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
 const WORKERS: usize = 2;
@@ -41,11 +43,23 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// A client that takes nothing for so long is cut off.
     pub stall: Duration,
+    /// The head of a connection's first request must be there after so long.
+    pub head: Duration,
+    /// A body must be there after so long, and as long again as its bytes take at 32 KiB a second.
+    pub body: Duration,
+    /// Of WebSockets.
+    pub sockets: SocketLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_body_bytes: 10 << 20, stall: Duration::from_secs(60) }
+        Self {
+            max_body_bytes: 10 << 20,
+            stall: Duration::from_secs(60),
+            head: Duration::from_secs(15),
+            body: Duration::from_secs(30),
+            sockets: SocketLimits::default(),
+        }
     }
 }
 
@@ -76,6 +90,8 @@ pub struct AppState {
     pub access_log: Option<AccessLog>,
     /// What models' files say of themselves.
     pub summaries: Summaries,
+    /// When it was made.
+    pub started: Instant,
     ready: AtomicBool,
 }
 
@@ -90,6 +106,7 @@ impl AppState {
             access: Access::default(),
             access_log: None,
             summaries: Summaries::default(),
+            started: Instant::now(),
             ready: AtomicBool::new(false),
         }
     }
@@ -119,6 +136,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         .configure(routes::anthropic::config)
         .configure(routes::ollama::config)
         .configure(routes::openapi::config)
+        .configure(routes::native::config)
         .default_service(web::to(routes::not_found));
 }
 
@@ -196,13 +214,14 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let shared = state.clone();
-    let stall = state.limits.stall + SYSTEM_STALL;
+    let (stall, head) = (state.limits.stall + SYSTEM_STALL, state.limits.head);
     let connected = Arc::clone(&state.counters);
     let mut server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
             // The last one is asked first.
             .wrap(from_fn(guard))
+            .wrap(from_fn(unread::hold))
             .wrap(cors(&shared))
             .wrap(from_fn(access_log::log))
             .configure(configure)
@@ -220,7 +239,7 @@ pub async fn serve(
     // at the next failed write.
     .h1_allow_half_closed(false)
     .keep_alive(Duration::from_secs(75))
-    .client_request_timeout(Duration::from_secs(15))
+    .client_request_timeout(head)
     .shutdown_timeout(LAST_BYTES_SECONDS)
     .disable_signals();
     for listener in listeners.tcp {

@@ -13,6 +13,7 @@ pub struct Gate {
     draining: AtomicBool,
     running: AtomicUsize,
     idle: Notify,
+    closed: Notify,
 }
 
 /// A running generation; ends when dropped.
@@ -47,6 +48,18 @@ impl Gate {
     /// Lets nobody in any more.
     pub fn close(&self) {
         self.draining.store(true, Ordering::SeqCst);
+        self.closed.notify_waiters();
+    }
+
+    /// Returns when it is closed.
+    pub async fn wait_closed(&self) {
+        let closed = self.closed.notified();
+        tokio::pin!(closed);
+        // Registered before the flag is read: a close between the two wakes us.
+        closed.as_mut().enable();
+        if !self.is_closed() {
+            closed.await;
+        }
     }
 
     /// Whether it was closed.

@@ -13,6 +13,7 @@
 //! | [`counters`], [`process`] | what `/metrics` tells about the service |
 //! | [`load`] | a load generator for `shimmy bench` |
 //! | [`error`] | the service's one error type and its status |
+//! | [`unread`] | bodies that are answered before they were read |
 //! | [`ids`] | identifiers of answers |
 
 #![forbid(unsafe_code)]
@@ -31,6 +32,7 @@ pub mod process;
 pub mod routes;
 pub mod stream;
 pub mod tls;
+pub mod unread;
 
 #[cfg(test)]
 mod tests;

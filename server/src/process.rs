@@ -31,6 +31,22 @@ pub fn raise_open_files() {
     }
 }
 
+/// A field of one of Linux's `name : value` files; `None` elsewhere.
+pub fn proc_field(file: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let value = text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    })?;
+    (!value.is_empty()).then_some(value)
+}
+
+/// A size in `/proc/meminfo`, in bytes.
+pub fn meminfo(name: &str) -> Option<u64> {
+    let kib: u64 = proc_field("/proc/meminfo", name)?.strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 fn status_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(field))?;

@@ -52,7 +52,8 @@ impl Tls {
     /// # Errors
     /// When the cryptography has no usable version of TLS.
     pub fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
-        let versions = ServerConfig::builder_with_provider(Arc::clone(&self.provider)).with_safe_default_protocol_versions()?;
+        let versions =
+            ServerConfig::builder_with_provider(Arc::clone(&self.provider)).with_safe_default_protocol_versions()?;
         Ok(versions.with_no_client_auth().with_cert_resolver(Arc::clone(&self.current) as Arc<dyn ResolvesServerCert>))
     }
 
@@ -81,8 +82,7 @@ fn stamp(cert: &Path, key: &Path) -> Stamp {
 }
 
 fn read(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, String> {
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
     let chain = chain.map_err(|error| format!("{}: {error}", cert.display()))?;
     if chain.is_empty() {
         return Err(format!("{} holds no certificate; it must be a PEM file", cert.display()));
@@ -106,9 +106,11 @@ fn provider() -> Result<CryptoProvider, String> {
         && std::arch::is_aarch64_feature_detected!("pmull")
         && std::arch::is_aarch64_feature_detected!("sha2");
     if !has_all {
-        return Err("HTTPS needs a CPU with AES and AVX2 instructions (on ARM: AES and SHA-2); put a reverse proxy in \
+        return Err(
+            "HTTPS needs a CPU with AES and AVX2 instructions (on ARM: AES and SHA-2); put a reverse proxy in \
                     front of this server instead"
-            .into());
+                .into(),
+        );
     }
     Ok(rustls_graviola::default_provider())
 }

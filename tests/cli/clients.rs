@@ -8,7 +8,7 @@ use crate::binary::Server;
 use crate::support;
 
 /// What these tests were written with; the clients' newest versions change without us.
-const CLIENTS: [&str; 3] = ["openai==3.54.0", "anthropic==2.12.0", "ollama==0.6.3"];
+const CLIENTS: [&str; 4] = ["openai==3.54.0", "anthropic==2.12.0", "ollama==0.6.3", "websockets==17.4"];
 
 /// A Python with the clients: a virtual environment under the target folder, made once. `Err` says why there is none.
 fn python() -> Result<PathBuf, String> {
@@ -67,4 +67,9 @@ fn anthropics_client_chats() {
 #[test]
 fn ollamas_client_chats() {
     run("ollama_client.py");
+}
+
+#[test]
+fn a_websocket_client_generates() {
+    run("websocket_client.py");
 }

@@ -17,7 +17,9 @@ mod binary;
 mod support;
 
 mod connections;
+mod cycles;
 mod gauges;
+mod responsive;
 mod soak;
 
 /// A tiny golden model with a long context, or the one that `SHIMMY_LOAD_MODEL` names; `None` after a SKIP.

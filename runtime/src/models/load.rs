@@ -111,6 +111,10 @@ pub struct LoadedModel {
     pub draft: Option<LoadedDraft>,
     /// To what its keys and values are rounded.
     pub kv_types: KvTypes,
+    /// What computes it.
+    pub executor: &'static str,
+    /// Worker threads that it was given.
+    pub threads: usize,
     /// How long the load took.
     pub load_time: Duration,
     keeps_on_disk: bool,
@@ -256,6 +260,8 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         );
     }
     let layout = kv_layout(&*executor, &options.exec);
+    let executor_name = executor.name();
+    let threads = options.exec.threads.unwrap_or_else(shimmy_kernels::cpu::topology::default_workers);
     let store = options.stores.for_model(&name, &content_files(&file), &layout, kept_bytes(&*executor));
     let (draft, loaded_draft) = match &options.draft {
         None => (None, None),
@@ -284,6 +290,8 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         kv_bytes,
         draft: loaded_draft,
         kv_types,
+        executor: executor_name,
+        threads,
         load_time,
         keeps_on_disk,
     })

@@ -71,6 +71,7 @@ pub struct Models<M: Servable = LoadedModel> {
 }
 
 struct State<M> {
+    /// With when its scan began.
     catalog: Option<(Instant, Arc<Catalog>)>,
     /// By path: a model with two names is loaded once.
     slots: HashMap<PathBuf, Slot<M>>,
@@ -100,6 +101,7 @@ impl<M: Servable> Ready<M> {
 
 /// One running load and who waits for it.
 struct Attempt<M> {
+    name: String,
     outcome: Mutex<Option<Result<Arc<M>, SharedError>>>,
     done: Condvar,
 }
@@ -155,7 +157,30 @@ impl<M: Servable> Models<M> {
         state.slots.values().filter_map(ready).collect()
     }
 
-    /// The same with how long they stay.
+    /// Names of the models that are being loaded now. Quick.
+    pub fn loading(&self) -> Vec<String> {
+        let name = |slot: &Slot<M>| match slot {
+            Slot::Ready(_) => None,
+            Slot::Loading(attempt) => Some(attempt.name.clone()),
+        };
+        let mut names: Vec<String> = lock(&self.state).slots.values().filter_map(name).collect();
+        names.sort();
+        names
+    }
+
+    /// [`list`](Self::list) by a scan that began after this call. Who calls while others wait for theirs shares one.
+    pub fn rescan(&self) -> Vec<(Discovered, bool)> {
+        let asked = Instant::now();
+        let scanning = lock(&self.scanning);
+        let is_older = lock(&self.state).catalog.as_ref().is_none_or(|(began, _)| *began < asked);
+        if is_older {
+            self.scan();
+        }
+        drop(scanning);
+        self.list()
+    }
+
+    /// The loaded models with how long they stay.
     pub fn lives(&self) -> Vec<Life<M>> {
         let now = Instant::now();
         let life = |slot: &Slot<M>| match slot {
@@ -258,7 +283,8 @@ impl<M: Servable> Models<M> {
                 }
                 Some(Slot::Loading(attempt)) => (Arc::clone(attempt), false),
                 Some(Slot::Ready(_)) | None => {
-                    let attempt = Arc::new(Attempt { outcome: Mutex::new(None), done: Condvar::new() });
+                    let attempt =
+                        Arc::new(Attempt { name: model.name.clone(), outcome: Mutex::new(None), done: Condvar::new() });
                     let before = state.slots.insert(model.path.clone(), Slot::Loading(Arc::clone(&attempt)));
                     if let Some(Slot::Ready(ready)) = before {
                         failed = Some(ready.model);
@@ -312,8 +338,14 @@ impl<M: Servable> Models<M> {
         if let Some(catalog) = self.fresh(age) {
             return catalog;
         }
+        self.scan()
+    }
+
+    /// Walks the disk. Call it with `scanning` held.
+    fn scan(&self) -> Arc<Catalog> {
+        let began = Instant::now();
         let catalog = Arc::new(Catalog::scan(&self.pinned, &self.roots));
-        lock(&self.state).catalog = Some((Instant::now(), Arc::clone(&catalog)));
+        lock(&self.state).catalog = Some((began, Arc::clone(&catalog)));
         catalog
     }
 }

@@ -216,9 +216,23 @@ impl Tokenizer {
     /// The text of `ids`, without control tokens. Bytes that are no UTF-8 become U+FFFD, and the space that
     /// [`Tokenizer::encode`] puts before a text, in vocabularies that want one, is taken away again.
     pub fn decode(&self, ids: &[u32]) -> String {
+        self.decode_as(ids, |_| None)
+    }
+
+    /// [`decode`](Self::decode) with control tokens as the vocabulary writes them: what [`Tokenizer::encode`] with
+    /// [`ParseSpecial::Yes`] takes apart again.
+    pub fn decode_with_special(&self, ids: &[u32]) -> String {
+        self.decode_as(ids, |id| self.token_text(id).filter(|_| self.is_control(id)))
+    }
+
+    /// `written` gives the text of tokens that aren't to be decoded.
+    fn decode_as<'a>(&'a self, ids: &[u32], written: impl Fn(u32) -> Option<Cow<'a, str>>) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for &id in ids {
-            bytes.extend_from_slice(&self.token_bytes(id));
+            match written(id) {
+                Some(text) => bytes.extend_from_slice(text.as_bytes()),
+                None => bytes.extend_from_slice(&self.token_bytes(id)),
+            }
         }
         let prefixed = match &self.model {
             Model::Gguf(model) => model.adds_space_prefix(),

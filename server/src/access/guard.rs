@@ -48,25 +48,22 @@ pub async fn guard(
 fn check(request: &ServiceRequest) -> Result<Client, ApiError> {
     let state = request.app_data::<web::Data<AppState>>().ok_or_else(|| ApiError::server("there are no rules"))?;
     let access = &state.access;
-    let host = text(request.headers(), &HOST)?.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+    let host =
+        text(request.headers(), &HOST)?.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
     let is_local = request.conn_data::<ThroughUnixSocket>().is_some();
     if let Some(host) = host
         && !is_local
         && !access.hosts.allows(host)
     {
-        let message = format!(
-            "this server isn't called `{}`; if it is, start it with --allow-host {0}",
-            host.escape_debug()
-        );
+        let message =
+            format!("this server isn't called `{}`; if it is, start it with --allow-host {0}", host.escape_debug());
         return Err(ApiError::forbidden(message, "host_not_allowed"));
     }
     if let Some(origin) = text(request.headers(), &ORIGIN)?
         && !access.origins.allows(origin, host)
     {
-        let message = format!(
-            "pages of {} may not use this server; --allow-origin {0} allows them",
-            origin.escape_debug()
-        );
+        let message =
+            format!("pages of {} may not use this server; --allow-origin {0} allows them", origin.escape_debug());
         return Err(ApiError::forbidden(message, "origin_not_allowed"));
     }
     match access.client(request.request()) {

@@ -181,8 +181,7 @@ pub fn remove(path: &Path, name: &str) -> Result<(), String> {
     let Some(index) = names.iter().position(|found| found == name) else {
         return Err(format!("{} has no key `{name}`; it has {}", path.display(), names.join(", ")));
     };
-    let mut document: DocumentMut =
-        text_of(path)?.parse().map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut document: DocumentMut = text_of(path)?.parse().map_err(|error| format!("{}: {error}", path.display()))?;
     let keys = document.get_mut("key").and_then(Item::as_array_of_tables_mut);
     keys.ok_or("`key` isn't a list of tables: write [[key]]")?.remove(index);
     write(path, &document.to_string())

@@ -68,10 +68,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             let rates = Rates { requests_per_minute, tokens_per_minute };
             keys::add(&file.path, &name, &key, rates).map_err(usage)?;
             output::write(&format!("{key}\n"))?;
-            eprintln!(
-                "this is the only time that the key of {name} is shown; its hash is in {}",
-                file.path.display()
-            );
+            eprintln!("this is the only time that the key of {name} is shown; its hash is in {}", file.path.display());
             Ok(())
         }
         Action::List { json, file } => {

@@ -10,6 +10,7 @@ use shimmy_runtime::plan::OutputKind;
 
 use super::args::{ExecArgs, RootArgs, find};
 use super::output;
+use crate::process::{meminfo, proc_field};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -136,19 +137,4 @@ fn text(machine: &Machine) -> String {
         line("kv cache", &format!("{} for a context of {} tokens", output::bytes(model.kv_bytes), model.context));
     }
     text
-}
-
-/// A field of one of Linux's `name : value` files; `None` elsewhere.
-fn proc_field(file: &str, name: &str) -> Option<String> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let value = text.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        (key.trim() == name).then(|| value.trim().to_owned())
-    })?;
-    (!value.is_empty()).then_some(value)
-}
-
-fn meminfo(name: &str) -> Option<u64> {
-    let kib: u64 = proc_field("/proc/meminfo", name)?.strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -152,7 +152,8 @@ fn a_browser_may_ask_first_and_read_errors_too() {
     });
     let preflight = |origin: &str| {
         let origin = format!("origin: {origin}");
-        let wanted = ["access-control-request-method: POST", "access-control-request-headers: authorization, x-stainless-os"];
+        let wanted =
+            ["access-control-request-method: POST", "access-control-request-headers: authorization, x-stainless-os"];
         send(&server, &["OPTIONS /v1/chat/completions HTTP/1.1", HOST, &origin, wanted[0], wanted[1]], "")
     };
     let allowed = preflight("https://chat.example.com");
@@ -184,7 +185,10 @@ impl Write for Lines {
 impl Lines {
     fn all(&self) -> Vec<Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     fn wait(&self, count: usize) -> Vec<Value> {
@@ -209,12 +213,18 @@ fn every_request_has_a_name_and_a_line_that_holds_no_prompt() {
     let all = lines.wait(2);
     let usage = &reply.json()["usage"];
     assert_eq!(all[0]["id"], "mine-1");
-    assert_eq!((&all[0]["key"], &all[0]["status"], &all[0]["path"]), (&json!("key-1"), &json!(200), &json!("/v1/chat/completions")));
+    assert_eq!(
+        (&all[0]["key"], &all[0]["status"], &all[0]["path"]),
+        (&json!("key-1"), &json!(200), &json!("/v1/chat/completions"))
+    );
     assert_eq!((&all[0]["model"], &all[0]["client"]), (&json!(MODEL), &json!("127.0.0.1")));
     assert_eq!(all[0]["prompt_tokens"], usage["prompt_tokens"]);
     assert_eq!(all[0]["completion_tokens"], usage["completion_tokens"]);
     assert_eq!((&all[0]["bytes"], &all[0]["complete"]), (&json!(reply.body.len()), &json!(true)));
-    assert_eq!((&all[1]["id"], &all[1]["status"], &all[1]["error"]), (&json!(id), &json!(401), &json!("missing_api_key")));
+    assert_eq!(
+        (&all[1]["id"], &all[1]["status"], &all[1]["error"]),
+        (&json!(id), &json!(401), &json!("missing_api_key"))
+    );
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     assert!(!text.contains("sesame") && !text.contains("secret") && !text.contains("\"hi\""), "{text}");
 }
@@ -225,7 +235,8 @@ fn a_stream_that_breaks_off_is_logged_as_such_with_what_it_took() {
     let server = TestServer::start_as(endless(), |state, _| {
         state.access_log = Some(AccessLog::new(lines.clone(), true).unwrap());
     });
-    let body = json!({"model": MODEL, "stream": true, "messages": [{"role": "user", "content": "for ever"}]}).to_string();
+    let body =
+        json!({"model": MODEL, "stream": true, "messages": [{"role": "user", "content": "for ever"}]}).to_string();
     let mut stream = open(server.address, "POST", "/v1/chat/completions", body.as_bytes());
     for _ in 0..5 {
         stream.chunk().unwrap();

@@ -20,8 +20,8 @@ use shimmy_runtime::text::{AddSpecial, ParseSpecial, Tokenizer};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
-use crate::listen::Listeners;
 use crate::app::{AppState, Limits, serve};
+use crate::listen::Listeners;
 
 /// The end of an answer: the first id after the bytes and `<|im_start|>`.
 const END: u32 = 257;
@@ -161,6 +161,11 @@ impl Brake {
     }
 }
 
+/// What the test servers refuse.
+pub(super) fn test_limits() -> Limits {
+    Limits { max_body_bytes: MAX_BODY, stall: STALL, ..Limits::default() }
+}
+
 /// A server on a free port; shut down when dropped.
 pub(super) struct TestServer {
     pub(super) address: SocketAddr,
@@ -184,6 +189,11 @@ impl TestServer {
         let server = Self::start_loading(executor, engine);
         server.state.set_ready();
         server
+    }
+
+    /// With other limits than the other tests.
+    pub(super) fn start_within(executor: TestExecutor, limits: Limits) -> Self {
+        Self::start_as(executor, |state, _| state.limits = limits)
     }
 
     /// With rules, a log, or sockets of its own.
@@ -227,7 +237,7 @@ impl TestServer {
             };
             load_with(&model.path, &options, &build)
         });
-        let mut state = AppState::new(models, Limits { max_body_bytes: MAX_BODY, stall: STALL });
+        let mut state = AppState::new(models, test_limits());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let mut listeners = Listeners::from(listener);

@@ -114,7 +114,7 @@ fn errors_are_in_its_shape_whole_and_in_a_stream() {
         ("/api/generate", json!({"prompt": "x".repeat(20_000)}), 413),
         ("/api/show", json!({}), 400),
         ("/api/show", json!({"model": "nobody"}), 404),
-        ("/api/pull", json!({"model": "x"}), 404),
+        ("/api/pull", json!({"model": "x"}), 400),
     ] {
         let reply = post(server.address, path, &body);
         let error = reply.json();

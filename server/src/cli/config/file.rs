@@ -79,7 +79,8 @@ impl ConfigFile {
 
 /// Settings in the order of the file; an error with its line.
 fn parse(text: &str) -> Result<Vec<Setting>, (usize, String)> {
-    let line_at = |offset: usize| text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let line_at =
+        |offset: usize| text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
     let document = Document::parse(text)
         .map_err(|error| (error.span().map_or(1, |span| line_at(span.start)), error.message().to_owned()))?;
     let mut settings = Vec::new();
@@ -130,7 +131,8 @@ mod tests {
 
     #[test]
     fn keys_have_values_and_lines() {
-        let settings = parse("# ours\nport = 80\nkv_memory = \"2GiB\"\n\n[chat]\nstop = [\"a\", \"b\"]\ntop_p = 0.5\n").unwrap();
+        let settings =
+            parse("# ours\nport = 80\nkv_memory = \"2GiB\"\n\n[chat]\nstop = [\"a\", \"b\"]\ntop_p = 0.5\n").unwrap();
         let of = |command: Option<&str>, key: &str, values: &[&str], line| Setting {
             command: command.map(str::to_owned),
             key: key.into(),

@@ -71,7 +71,8 @@ fn apply(mut layered: Layered, file: &ConfigFile, called: Option<(&str, &ArgMatc
     for setting in general.into_iter().chain(of_commands) {
         let mut is_known = false;
         for name in names.iter().filter(|name| setting.command.as_ref().is_none_or(|command| command == *name)) {
-            let Some(id) = layered.command.find_subcommand(name).and_then(|command| option(command, &setting.key)) else {
+            let Some(id) = layered.command.find_subcommand(name).and_then(|command| option(command, &setting.key))
+            else {
                 continue;
             };
             is_known = true;
@@ -82,9 +83,9 @@ fn apply(mut layered: Layered, file: &ConfigFile, called: Option<(&str, &ArgMatc
             }
             check(&layered.command, name, setting).map_err(|error| at(file, setting, &error))?;
             if !layered.command.find_subcommand(name).is_some_and(|command| is_overridden(command, &id, matches)) {
-                layered.command = layered.command.mut_subcommand(name, |command| {
-                    command.mut_arg(&id, |arg| with_default(arg, &setting.values))
-                });
+                layered.command = layered
+                    .command
+                    .mut_subcommand(name, |command| command.mut_arg(&id, |arg| with_default(arg, &setting.values)));
                 layered.places.insert((name.clone(), id), file.place(setting));
             }
         }
@@ -112,9 +113,9 @@ fn unknown(command: &Command, names: &[String], setting: &Setting) -> String {
         let near = nearest(table, names.iter().map(String::as_str), 3);
         return format!("there is no command `{table}`{}", did_you_mean(&near));
     }
-    let commands = command.get_subcommands().filter(|command| {
-        setting.command.as_ref().is_none_or(|table| table == command.get_name())
-    });
+    let commands = command
+        .get_subcommands()
+        .filter(|command| setting.command.as_ref().is_none_or(|table| table == command.get_name()));
     let keys: Vec<String> = commands
         .flat_map(Command::get_arguments)
         .filter(|arg| !NOT_SETTINGS.contains(&arg.get_id().as_str()))
@@ -134,7 +135,9 @@ fn check(command: &Command, name: &str, setting: &Setting) -> Result<(), String>
     let flag = format!("--{}", setting.key);
     let is_switch = command.find_subcommand(name).is_some_and(|command| {
         option(command, &setting.key).is_some_and(|id| {
-            command.get_arguments().any(|arg| arg.get_id() == id.as_str() && matches!(arg.get_action(), ArgAction::SetTrue))
+            command
+                .get_arguments()
+                .any(|arg| arg.get_id() == id.as_str() && matches!(arg.get_action(), ArgAction::SetTrue))
         })
     });
     if is_switch {
@@ -164,9 +167,8 @@ fn is_about_a_value(kind: ErrorKind) -> bool {
 /// Whether something that was typed, or is in the environment, excludes this option.
 fn is_overridden(command: &Command, id: &str, matches: Option<&ArgMatches>) -> bool {
     let Some(matches) = matches else { return false };
-    let is_explicit = |id: &str| {
-        matches!(matches.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
-    };
+    let is_explicit =
+        |id: &str| matches!(matches.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
     let Some(own) = command.get_arguments().find(|arg| arg.get_id() == id) else { return false };
     command.get_arguments().filter(|arg| is_explicit(arg.get_id().as_str())).any(|arg| {
         command.get_arg_conflicts_with(arg).iter().any(|other| other.get_id() == own.get_id())

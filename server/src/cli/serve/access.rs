@@ -61,8 +61,7 @@ impl AccessArgs {
         if self.api_key.iter().any(|key| key.trim().is_empty()) {
             return Err(usage("--api-key: a key is empty; leave it out to ask for none"));
         }
-        let rates =
-            Rates { requests_per_minute: self.requests_per_minute, tokens_per_minute: self.tokens_per_minute };
+        let rates = Rates { requests_per_minute: self.requests_per_minute, tokens_per_minute: self.tokens_per_minute };
         let keys = KeyRing::new(&self.api_key, self.api_key_file.clone(), rates)
             .map_err(|error| usage(format!("--api-key-file: {error}")))?;
         Ok(Access {

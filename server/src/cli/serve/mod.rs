@@ -158,8 +158,8 @@ fn listeners(args: &Args) -> anyhow::Result<(Listeners, Option<SocketFile>)> {
     let Some(path) = &args.unix_socket else { return Ok((address.listen()?.into(), None)) };
     #[cfg(unix)]
     {
-        let (unix, file) = listen::at_path(path)
-            .map_err(|error| anyhow::anyhow!("can't listen at {}: {error}", path.display()))?;
+        let (unix, file) =
+            listen::at_path(path).map_err(|error| anyhow::anyhow!("can't listen at {}: {error}", path.display()))?;
         let tcp = if has_address { vec![address.listen()?] } else { vec![] };
         Ok((Listeners { tcp, unix: vec![unix], tls: None }, Some(file)))
     }

@@ -47,8 +47,8 @@ pub fn details(summary: Option<&Summary>) -> Value {
     })
 }
 
-/// `134.52M`, `8.0B`.
-fn parameter_size(parameters: u64) -> String {
+/// A count of parameters as people write it: `134.52M`, `8.0B`.
+pub fn parameter_size(parameters: u64) -> String {
     let count = parameters as f64;
     match count {
         1e12.. => format!("{:.1}T", count / 1e12),

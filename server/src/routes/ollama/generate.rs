@@ -1,56 +1,23 @@
-//! `POST /api/chat` and `POST /api/generate`. Without messages or a prompt they load a model, or unload it when `keep_alive` is 0.
+//! `POST /api/chat` and `POST /api/generate` (which has another shape, too: see [`native::generate`]). Without messages or a prompt they load a model, or unload it when `keep_alive` is 0.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Map, Value, json};
-use shimmy_runtime::models::{KeepAlive, LoadedModel};
+use shimmy_runtime::models::KeepAlive;
 
 use super::lines::{Lines, Shape, finish};
 use super::options::{Options, take_keep_alive};
 use crate::app::AppState;
 use crate::error::{ApiError, Protocol};
 use crate::routes::openai::messages;
-use crate::routes::read_body;
 use crate::routes::request::begin::{Begun, add_ignored, begin, client_of, model_for};
 use crate::routes::request::fields::Fields;
+use crate::routes::request::prompt::Prompt;
 use crate::routes::request::report::Done;
+use crate::routes::{native, read_body};
 use crate::stream::respond;
-
-/// What is to be gone on from.
-#[derive(Debug, PartialEq)]
-enum Prompt {
-    /// A conversation as templates read it.
-    Messages(Value),
-    /// A text as it is.
-    Raw(String),
-    /// What the user says, and instructions before it: a conversation if the model has a template for one.
-    Text { system: Option<String>, text: String },
-    /// Nothing: the model is to be loaded or unloaded.
-    Empty,
-}
-
-impl Prompt {
-    fn encode(&self, model: &LoadedModel) -> Result<Vec<u32>, ApiError> {
-        let no_extra = Map::new();
-        Ok(match self {
-            Self::Messages(messages) => model.encode_chat(messages, &no_extra)?,
-            Self::Raw(text) => model.encode_text(text)?,
-            Self::Text { system, text } if model.template.is_some() => {
-                let system = system.iter().map(|text| json!({"role": "system", "content": text}));
-                let messages: Value = system.chain([json!({"role": "user", "content": text})]).collect();
-                model.encode_chat(&messages, &no_extra)?
-            }
-            Self::Text { system: Some(_), .. } => {
-                let message = "`system`: the model has no chat template, so it knows no instructions";
-                return Err(ApiError::param("system", message));
-            }
-            Self::Text { system: None, text } => model.encode_text(text)?,
-            Self::Empty => Vec::new(),
-        })
-    }
-}
 
 /// A checked request.
 #[derive(Debug, PartialEq)]
@@ -64,8 +31,7 @@ struct Request {
 }
 
 impl Request {
-    fn parse(shape: Shape, body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body)?;
+    fn parse(shape: Shape, mut fields: Fields) -> Result<Self, ApiError> {
         let model = fields.take("model")?;
         let prompt = match shape {
             Shape::Chat => chat_prompt(&mut fields)?,
@@ -147,10 +113,15 @@ pub async fn chat(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    answer(Shape::Chat, state, request, payload).await.map_err(|error| error.speaking(Protocol::Ollama))
+    let answered = async {
+        let start = Instant::now();
+        let fields = Fields::parse(&read_body(&request, payload, state.limits.max_body_bytes).await?)?;
+        answer(Shape::Chat, state, &request, fields, start).await
+    };
+    answered.await.map_err(|error: ApiError| error.speaking(Protocol::Ollama))
 }
 
-/// `POST /api/generate`.
+/// `POST /api/generate`: Ollama's, or Shimmy's own if the body has its shape.
 ///
 /// # Errors
 /// In Ollama's shape.
@@ -159,19 +130,26 @@ pub async fn generate(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    answer(Shape::Generate, state, request, payload).await.map_err(|error| error.speaking(Protocol::Ollama))
+    let answered = async {
+        let start = Instant::now();
+        let fields = Fields::parse(&read_body(&request, payload, state.limits.max_body_bytes).await?)?;
+        if native::generate::is_native(&fields) {
+            return native::generate::answer(state, &request, fields).await;
+        }
+        answer(Shape::Generate, state, &request, fields, start).await
+    };
+    answered.await.map_err(|error: ApiError| error.speaking(Protocol::Ollama))
 }
 
 async fn answer(
     shape: Shape,
     state: web::Data<AppState>,
-    request: HttpRequest,
-    payload: web::Payload,
+    request: &HttpRequest,
+    fields: Fields,
+    start: Instant,
 ) -> Result<HttpResponse, ApiError> {
-    let start = Instant::now();
     let stall = state.limits.stall;
-    let body = read_body(&request, payload, state.limits.max_body_bytes).await?;
-    let Request { model, prompt, stream, keep_alive, options, ignored } = Request::parse(shape, &body)?;
+    let Request { model, prompt, stream, keep_alive, options, ignored } = Request::parse(shape, fields)?;
     let mut response = HttpResponse::Ok();
     add_ignored(&mut response, ignored);
     if prompt == Prompt::Empty {
@@ -180,11 +158,11 @@ async fn answer(
     }
     let Options { generation, max_tokens, .. } = options;
     let models = state.clone();
-    let begun = begin(state, client_of(&request)?, model, NonZeroUsize::MIN, move |model| {
+    let begun = begin(state, client_of(request)?, model, NonZeroUsize::MIN, move |model| {
         if let Some(keep_alive) = keep_alive {
             models.models.keep(&model.name, keep_alive);
         }
-        let prompt = prompt.encode(model)?;
+        let prompt = prompt.encode(model, &Map::new())?;
         Ok(generation.into_request(prompt, &model.defaults, max_tokens, None))
     })
     .await?;
@@ -229,7 +207,7 @@ mod tests {
     use super::*;
 
     fn parse(shape: Shape, value: &Value) -> Result<Request, ApiError> {
-        Request::parse(shape, value.to_string().as_bytes())
+        Request::parse(shape, Fields::parse(value.to_string().as_bytes()).unwrap())
     }
 
     #[test]
@@ -266,7 +244,7 @@ mod tests {
             (Shape::Chat, json!({"format": "json"}), "format"),
             (Shape::Chat, json!({"think": true}), "think"),
             (Shape::Chat, json!({"temperature": 1}), "temperature"),
-            (Shape::Generate, json!({"prompt": "x", "max_tokens": 3}), "max_tokens"),
+            (Shape::Generate, json!({"prompt": "x", "max_tokens": 3, "options": {}}), "max_tokens"),
             (Shape::Generate, json!({"prompt": "x", "suffix": "y"}), "suffix"),
             (Shape::Generate, json!({"prompt": "x", "raw": true, "system": "y"}), "system"),
             (Shape::Generate, json!({"prompt": "x", "context": [1]}), "context"),

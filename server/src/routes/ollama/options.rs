@@ -7,7 +7,10 @@ use shimmy_runtime::models::KeepAlive;
 
 use crate::error::ApiError;
 use crate::routes::request::fields::{Fields, kind_of};
-use crate::routes::request::generation::{Generation, take_seed, take_stop, take_top_k};
+use crate::routes::request::generation::{
+    FREQUENCY_PENALTY, Generation, MIN_P, PRESENCE_PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P, take_seed, take_stop,
+    take_top_k,
+};
 
 /// Most stop strings.
 const MAX_STOPS: usize = 16;
@@ -50,7 +53,6 @@ impl Options {
         for name in ["mirostat_tau", "mirostat_eta"] {
             fields.take::<Value>(name)?;
         }
-        let any = f32::INFINITY;
         // −1 and −2 are its words for no limit and for the rest of the context: the same here.
         let max_tokens = match fields.take::<i64>("num_predict")? {
             None | Some(-2 | -1) => None,
@@ -68,14 +70,14 @@ impl Options {
             })?),
         };
         let generation = Generation {
-            temperature: fields.take_in("temperature", 0.0, 100.0)?,
-            top_p: fields.take_in("top_p", 0.0, 1.0)?,
+            temperature: fields.take_range(TEMPERATURE)?,
+            top_p: fields.take_range(TOP_P)?,
             top_k: take_top_k(fields)?,
-            min_p: fields.take_in("min_p", 0.0, 1.0)?,
-            repeat_penalty: fields.take_in("repeat_penalty", f32::MIN_POSITIVE, any)?,
+            min_p: fields.take_range(MIN_P)?,
+            repeat_penalty: fields.take_range(REPEAT_PENALTY)?,
             repeat_last_n,
-            presence_penalty: fields.take_in("presence_penalty", -2.0, 2.0)?,
-            frequency_penalty: fields.take_in("frequency_penalty", -2.0, 2.0)?,
+            presence_penalty: fields.take_range(PRESENCE_PENALTY)?,
+            frequency_penalty: fields.take_range(FREQUENCY_PENALTY)?,
             seed: take_seed(fields)?,
             stop: take_stop(fields, "stop", MAX_STOPS)?,
             ..Generation::default()

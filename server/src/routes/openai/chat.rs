@@ -73,6 +73,21 @@ pub fn refuse_common(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("echo", &[json!(false)], "the answer never repeats the prompt")
 }
 
+/// Takes `chat_template_kwargs`: further variables of the template.
+///
+/// # Errors
+/// 400 that names the field.
+pub fn take_template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let kwargs: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
+    match RESERVED_KWARGS.iter().find(|name| kwargs.contains_key(**name)) {
+        None => Ok(kwargs),
+        Some(name) => {
+            let message = format!("`chat_template_kwargs` can't set `{name}`");
+            Err(ApiError::param("chat_template_kwargs", message))
+        }
+    }
+}
+
 impl ChatRequest {
     /// Takes a body apart.
     ///
@@ -102,11 +117,7 @@ impl ChatRequest {
         fields.refuse("verbosity", &[], "leave it out")?;
         fields.refuse("add_generation_prompt", &[json!(true)], "an answer always starts a new message")?;
         fields.refuse("continue_final_message", &[json!(false)], "an answer always starts a new message")?;
-        let template_kwargs: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
-        if let Some(name) = RESERVED_KWARGS.iter().find(|name| template_kwargs.contains_key(**name)) {
-            let message = format!("`chat_template_kwargs` can't set `{name}`");
-            return Err(ApiError::param("chat_template_kwargs", message));
-        }
+        let template_kwargs = take_template_kwargs(&mut fields)?;
         Ok(Self {
             model,
             messages,

@@ -9,28 +9,53 @@ use shimmy_runtime::engine::{Numerics, PromptCache, Speculation};
 
 use crate::error::ApiError;
 use crate::routes::request::fields::Fields;
-use crate::routes::request::generation::{Generation, take_seed, take_stop, take_top_k};
+use crate::routes::request::generation::{
+    FREQUENCY_PENALTY, Generation, MIN_P, PRESENCE_PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P, take_seed, take_stop,
+    take_top_k,
+};
 
 /// Most stop strings.
-const MAX_STOPS: usize = 4;
+pub const MAX_STOPS: usize = 4;
 /// Most answers to a prompt.
-const MAX_ANSWERS: usize = 16;
+pub const MAX_ANSWERS: usize = 16;
 /// Most entries of `logit_bias`.
-const MAX_BIASES: usize = 1024;
+pub const MAX_BIASES: usize = 1024;
+
+/// Parameters of [`Generation`] beside those with a range.
+pub const OTHER_PARAMETERS: [&str; 12] = [
+    "top_k",
+    "repeat_last_n",
+    "seed",
+    "logit_bias",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "deterministic",
+    "cache_prompt",
+    "speculate",
+    "priority",
+    "deadline_ms",
+];
 
 /// Samplers that other servers have and this one doesn't yet, with the values that switch them off.
+pub const OTHER_SAMPLERS: [(&str, i64); 7] = [
+    ("typical_p", 1),
+    ("dry_multiplier", 0),
+    ("xtc_probability", 0),
+    ("mirostat", 0),
+    ("top_n_sigma", -1),
+    ("dynatemp_range", 0),
+    ("min_tokens", 0),
+];
+
+/// What constrains answers elsewhere.
+pub const CONSTRAINTS: [&str; 7] =
+    ["grammar", "regex", "choice", "json_schema", "guided_json", "guided_regex", "guided_choice"];
+
 fn refuse_other_samplers(fields: &mut Fields) -> Result<(), ApiError> {
     const INSTEAD: &str = "leave it out, or use temperature, top_k, top_p, min_p and the penalties";
-    for (name, off) in [
-        ("typical_p", json!(1)),
-        ("dry_multiplier", json!(0)),
-        ("xtc_probability", json!(0)),
-        ("mirostat", json!(0)),
-        ("top_n_sigma", json!(-1)),
-        ("dynatemp_range", json!(0)),
-        ("min_tokens", json!(0)),
-    ] {
-        fields.refuse(name, &[off], INSTEAD)?;
+    for (name, off) in OTHER_SAMPLERS {
+        fields.refuse(name, &[json!(off)], INSTEAD)?;
     }
     // Parameters of switched-off samplers say nothing.
     for name in [
@@ -45,7 +70,7 @@ fn refuse_other_samplers(fields: &mut Fields) -> Result<(), ApiError> {
     ] {
         fields.take::<serde_json::Value>(name)?;
     }
-    for name in ["grammar", "regex", "choice", "json_schema", "guided_json", "guided_regex", "guided_choice"] {
+    for name in CONSTRAINTS {
         fields.refuse(name, &[json!("")], "answers can't be constrained yet")?;
     }
     Ok(())
@@ -62,16 +87,15 @@ pub fn take_generation(fields: &mut Fields) -> Result<Generation, ApiError> {
         true => Numerics::Invariant,
         false => Numerics::Fast,
     };
-    let any = f32::INFINITY;
     Ok(Generation {
-        temperature: fields.take_in("temperature", 0.0, 100.0)?,
-        top_p: fields.take_in("top_p", 0.0, 1.0)?,
+        temperature: fields.take_range(TEMPERATURE)?,
+        top_p: fields.take_range(TOP_P)?,
         top_k: take_top_k(fields)?,
-        min_p: fields.take_in("min_p", 0.0, 1.0)?,
-        repeat_penalty: fields.take_in("repeat_penalty", f32::MIN_POSITIVE, any)?,
+        min_p: fields.take_range(MIN_P)?,
+        repeat_penalty: fields.take_range(REPEAT_PENALTY)?,
         repeat_last_n: fields.take("repeat_last_n")?,
-        presence_penalty: fields.take_in("presence_penalty", -2.0, 2.0)?,
-        frequency_penalty: fields.take_in("frequency_penalty", -2.0, 2.0)?,
+        presence_penalty: fields.take_range(PRESENCE_PENALTY)?,
+        frequency_penalty: fields.take_range(FREQUENCY_PENALTY)?,
         seed,
         logit_bias: logit_bias(fields)?,
         stop: take_stop(fields, "stop", MAX_STOPS)?,
@@ -166,6 +190,7 @@ mod tests {
     use shimmy_runtime::engine::{GenerateRequest, SamplingParams};
 
     use super::*;
+    use crate::routes::request::generation::RANGES;
 
     fn take(value: Value) -> Result<GenerateRequest, ApiError> {
         let mut fields = Fields::parse(&serde_json::to_vec(&value).unwrap()).unwrap();
@@ -255,6 +280,24 @@ mod tests {
             assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{value}");
         }
         assert!(take(json!({"mirostat": 0, "mirostat_tau": 5.0, "typical_p": 1.0, "grammar": ""})).is_ok());
+    }
+
+    #[test]
+    fn every_listed_parameter_is_read_and_every_other_sampler_is_refused() {
+        let wrong = |name: &str| take(json!({name: {"no": "such"}})).expect_err(name);
+        for name in OTHER_PARAMETERS.into_iter().chain(RANGES.map(|range| range.name)) {
+            let error = wrong(name);
+            assert_eq!((error.param.as_deref(), error.code), (Some(name), None), "{name} is read");
+        }
+        for name in CONSTRAINTS.into_iter().chain(OTHER_SAMPLERS.map(|(name, _)| name)) {
+            let error = wrong(name);
+            assert_eq!((error.param.as_deref(), error.code), (Some(name), Some("unsupported_parameter")), "{name}");
+        }
+        for range in RANGES {
+            let error = take(json!({range.name: range.min - 1.0})).expect_err(range.name);
+            assert_eq!(error.param.as_deref(), Some(range.name));
+            assert!(take(json!({range.name: range.max.min(1.0)})).is_ok(), "{}", range.name);
+        }
     }
 
     #[test]

@@ -34,8 +34,11 @@ static PAGE: LazyLock<Bytes> = LazyLock::new(|| page::render(&DOCUMENT).into());
 
 /// Registers the resources.
 pub fn config(cfg: &mut web::ServiceConfig) {
-    cfg.service(resource("/openapi.json", Method::GET, web::route().to(json)))
-        .service(resource("/docs", Method::GET, web::route().to(docs)));
+    cfg.service(resource("/openapi.json", Method::GET, web::route().to(json))).service(resource(
+        "/docs",
+        Method::GET,
+        web::route().to(docs),
+    ));
 }
 
 async fn json() -> HttpResponse {

@@ -49,7 +49,12 @@ pub(super) fn render(document: &OpenApi) -> String {
 fn endpoint(page: &mut String, document: &Value, path: &str, method: &str, operation: &Value) {
     let summary = marked(text(&operation["summary"]));
     let (method, path) = (method.to_uppercase(), escape(path));
-    push(page, format_args!("<details><summary><span class=\"method\">{method}</span> <code>{path}</code> {summary}</summary>"));
+    push(
+        page,
+        format_args!(
+            "<details><summary><span class=\"method\">{method}</span> <code>{path}</code> {summary}</summary>"
+        ),
+    );
     let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
     if schema.is_object() {
         page.push_str("<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>");
@@ -127,9 +132,10 @@ fn escape(text: &str) -> String {
 
 /// Text with `code` in it.
 fn marked(text: &str) -> String {
-    let parts = text.split('`').enumerate().map(|(index, part)| {
-        if index % 2 == 1 { format!("<code>{}</code>", escape(part)) } else { escape(part) }
-    });
+    let parts = text
+        .split('`')
+        .enumerate()
+        .map(|(index, part)| if index % 2 == 1 { format!("<code>{}</code>", escape(part)) } else { escape(part) });
     parts.collect()
 }
 

@@ -8,8 +8,8 @@ use actix_web::{HttpResponseBuilder, web};
 use shimmy_runtime::engine::GenerateRequest;
 use shimmy_runtime::models::LoadedModel;
 
-use crate::access::client::{Answers, Client};
 pub use crate::access::client::client_of;
+use crate::access::client::{Answers, Client};
 use crate::app::{AppState, Phase};
 use crate::drain::Running;
 use crate::error::ApiError;
@@ -40,12 +40,7 @@ pub async fn begin(
     build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
 ) -> Result<Begun, ApiError> {
     let running = state.gate.enter()?;
-    if state.phase() == Phase::Loading {
-        return Err(ApiError::unavailable(
-            "the model is still loading; GET /health tells when it is ready",
-            "model_loading",
-        ));
-    }
+    check_loaded(&state)?;
     client.admit()?;
     let started = web::block(move || {
         let model = model_for(&state, name.as_deref())?;
@@ -59,6 +54,20 @@ pub async fn begin(
     let (model, group, prompt_tokens) =
         started.await.map_err(|_| ApiError::server("the request could not be started; the log says why"))??;
     Ok(Begun { model, group, prompt_tokens, running })
+}
+
+/// Refuses what would only wait for the model of the start.
+///
+/// # Errors
+/// 503 while that one is loaded.
+pub fn check_loaded(state: &AppState) -> Result<(), ApiError> {
+    match state.phase() {
+        Phase::Loading => {
+            let message = "the model is still loading; GET /health tells when it is ready";
+            Err(ApiError::unavailable(message, "model_loading"))
+        }
+        Phase::Ready | Phase::Draining => Ok(()),
+    }
 }
 
 /// The model of this name, else the one of the start; loaded, if it isn't yet. Blocks.

@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::generation::Range;
 use crate::error::ApiError;
 
 /// Most field names in the `x-shimmy-ignored` header, and most characters of each.
@@ -64,6 +65,19 @@ impl Fields {
             }
             value => Ok(value),
         }
+    }
+
+    /// [`take_in`](Self::take_in) with a range that has a name.
+    ///
+    /// # Errors
+    /// Those of [`take_in`](Self::take_in).
+    pub fn take_range(&mut self, range: Range) -> Result<Option<f32>, ApiError> {
+        self.take_in(range.name, range.min, range.max)
+    }
+
+    /// Whether nobody has taken a field yet that says something: null says nothing.
+    pub fn has(&self, name: &str) -> bool {
+        self.rest.get(name).is_some_and(|value| !value.is_null())
     }
 
     /// Takes a field that would change the answer and isn't supported. `null` and the values in `harmless` ask for

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use shimmy_runtime::engine::{Class, GenerateRequest, Numerics, PromptCache, SamplingParams, Speculation};
 
 use super::fields::Fields;
@@ -10,6 +10,38 @@ use crate::error::ApiError;
 
 /// Most bytes of a stop string.
 const MAX_STOP_BYTES: usize = 1024;
+
+/// A number that a request may set: its name, and its range with both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Range {
+    /// Field of the request.
+    pub name: &'static str,
+    /// Least value.
+    pub min: f32,
+    /// Most; infinite if there is no bound, which JSON writes as null.
+    pub max: f32,
+}
+
+impl Range {
+    const fn new(name: &'static str, min: f32, max: f32) -> Self {
+        Self { name, min, max }
+    }
+}
+
+/// Of the temperature, in protocols that don't say otherwise.
+pub const TEMPERATURE: Range = Range::new("temperature", 0.0, 100.0);
+/// Of `top_p`.
+pub const TOP_P: Range = Range::new("top_p", 0.0, 1.0);
+/// Of `min_p`.
+pub const MIN_P: Range = Range::new("min_p", 0.0, 1.0);
+/// Of `repeat_penalty`.
+pub const REPEAT_PENALTY: Range = Range::new("repeat_penalty", f32::MIN_POSITIVE, f32::INFINITY);
+/// Of `presence_penalty`.
+pub const PRESENCE_PENALTY: Range = Range::new("presence_penalty", -2.0, 2.0);
+/// Of `frequency_penalty`.
+pub const FREQUENCY_PENALTY: Range = Range::new("frequency_penalty", -2.0, 2.0);
+/// All of them.
+pub const RANGES: [Range; 6] = [TEMPERATURE, TOP_P, MIN_P, REPEAT_PENALTY, PRESENCE_PENALTY, FREQUENCY_PENALTY];
 
 /// What a request says about drawing; everything else comes from the model.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -5,9 +5,11 @@
 //! | [`fields`] | a body, field by field, so that none is dropped in silence |
 //! | [`generation`] | how to draw and when to stop |
 //! | [`begin`] | finds the model and starts the generation |
+//! | [`prompt`] | a conversation or a text to go on from |
 //! | [`report`] | what an answer came to |
 
 pub mod begin;
 pub mod fields;
 pub mod generation;
+pub mod prompt;
 pub mod report;
