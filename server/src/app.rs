@@ -17,6 +17,7 @@ use crate::drain::Gate;
 use crate::error::ApiError;
 use crate::routes;
 use crate::routes::ollama::details::Summaries;
+use crate::routes::openai::responses::store::ResponseStore;
 
 /// HTTP threads. They only move bytes: more would take turns with the threads that compute.
 const WORKERS: usize = 2;
@@ -66,6 +67,8 @@ pub struct AppState {
     pub limits: Limits,
     /// What models' files say of themselves.
     pub summaries: Summaries,
+    /// Responses that later requests may go on from.
+    pub responses: ResponseStore,
     ready: AtomicBool,
 }
 
@@ -78,6 +81,7 @@ impl AppState {
             counters: Arc::default(),
             limits,
             summaries: Summaries::default(),
+            responses: ResponseStore::default(),
             ready: AtomicBool::new(false),
         }
     }

@@ -162,7 +162,8 @@ fn embeddings_do_not_depend_on_pieces_and_company_and_executors_agree() {
                     return Err(format!("{pooling:?}: two texts have one embedding"));
                 }
                 // Activations in 8 bits, as served by default.
-                let rounded = start(plan, &ExecOptions { backend, ..ExecOptions::default() }, 64);
+                let ExecOptions { activations, kv_types, .. } = ExecOptions::default();
+                let rounded = start(plan, &ExecOptions { activations, kv_types, ..*exact }, 64);
                 let rounded = embed(&rounded, texts[0], pooling, Numerics::Fast);
                 within(&format!("{pooling:?} rounded"), &rounded, &alone[0], ROUNDED_TOLERANCE)?;
                 vectors.extend(alone);

@@ -6,7 +6,7 @@
 //! | [`health`] | `GET /health` |
 //! | [`metrics`] | `GET /metrics` |
 //! | [`ollama`] | `/api/…` |
-//! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/models` |
+//! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/v1/rerank`, `/v1/models` |
 //! | [`request`] | what they share |
 
 pub mod anthropic;
@@ -25,8 +25,18 @@ use crate::error::{ApiError, Kind, Protocol};
 
 /// A resource with one method; every other one gets 405 in JSON.
 pub(crate) fn resource(path: &str, method: Method, route: Route) -> Resource {
-    let allow = HeaderValue::from_str(method.as_str()).ok();
-    web::resource(path).route(route.method(method)).default_service(web::to(move |request: HttpRequest| {
+    resource_of(path, [(method, route)])
+}
+
+/// A resource with some methods; every other one gets 405 in JSON.
+pub(crate) fn resource_of<const N: usize>(path: &str, routes: [(Method, Route); N]) -> Resource {
+    let methods: Vec<&str> = routes.iter().map(|(method, _)| method.as_str()).collect();
+    let allow = HeaderValue::from_str(&methods.join(", ")).ok();
+    let mut resource = web::resource(path);
+    for (method, route) in routes {
+        resource = resource.route(route.method(method));
+    }
+    resource.default_service(web::to(move |request: HttpRequest| {
         let allow = allow.clone();
         async move {
             let found = request.method();

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use crate::app::{AppState, Limits, serve};
 
 /// The end of an answer: the first id after the bytes and `<|im_start|>`.
-const END: u32 = 257;
+pub(super) const END: u32 = 257;
 /// Ids of the tiny vocabulary.
 pub(super) const VOCAB: usize = 258;
 /// How long the test servers bear a client that takes nothing.

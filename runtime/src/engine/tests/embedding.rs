@@ -75,7 +75,7 @@ fn only_the_last_token_may_come_after_a_cached_prompt() {
 #[test]
 fn one_that_loses_its_blocks_begins_again() {
     // While a text takes two tokens a step, the answers grow into its blocks.
-    let limits = Limits { num_kv_blocks: 8, max_step_tokens: 4, max_step_outputs: 4, ..LIMITS };
+    let limits = Limits { num_kv_blocks: 9, max_step_tokens: 4, max_step_outputs: 4, ..LIMITS };
     let engine = start(TestExecutor::hashing(limits, ByteVocabulary::SIZE));
     let answers = [1, 2].map(|seed| engine.submit(fixed(&prompt(seed, 30), 90)).unwrap());
     let texts: Vec<Vec<u32>> = (20..24).map(|seed| prompt(seed, 100)).collect();

@@ -37,13 +37,7 @@ pub async fn begin(
     num_answers: NonZeroUsize,
     build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
 ) -> Result<Begun, ApiError> {
-    let running = state.gate.enter()?;
-    if state.phase() == Phase::Loading {
-        return Err(ApiError::unavailable(
-            "the model is still loading; GET /health tells when it is ready",
-            "model_loading",
-        ));
-    }
+    let running = enter(&state)?;
     let started = web::block(move || {
         let model = model_for(&state, name.as_deref())?;
         let mut request = build(&model)?;
@@ -55,6 +49,21 @@ pub async fn begin(
     let (model, group, prompt_tokens) =
         started.await.map_err(|_| ApiError::server("the request could not be started; the log says why"))??;
     Ok(Begun { model, group, prompt_tokens, running })
+}
+
+/// Starts work that a shutdown waits for.
+///
+/// # Errors
+/// 503 while starting or shutting down.
+pub fn enter(state: &AppState) -> Result<Running, ApiError> {
+    let running = state.gate.enter()?;
+    if state.phase() == Phase::Loading {
+        return Err(ApiError::unavailable(
+            "the model is still loading; GET /health tells when it is ready",
+            "model_loading",
+        ));
+    }
+    Ok(running)
 }
 
 /// The model of this name, else the one of the start; loaded, if it isn't yet. Blocks.

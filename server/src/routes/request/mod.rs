@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`fields`] | a body, field by field, so that none is dropped in silence |
 //! | [`generation`] | how to draw and when to stop |
+//! | [`embed`] | texts to vectors |
 //! | [`begin`] | finds the model and starts the generation |
 //! | [`report`] | what an answer came to |
 
 pub mod begin;
+pub mod embed;
 pub mod fields;
 pub mod generation;
 pub mod report;
