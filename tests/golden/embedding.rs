@@ -69,7 +69,7 @@ fn within(what: &str, got: &[f32], want: &[f32], bound: f32) -> Result<(), Strin
 }
 
 #[test]
-fn hidden_states_are_what_logits_come_from() {
+fn golden_logits_come_from_the_hidden_states() {
     on_language_models(
         |_| true,
         |plan, backend, golden: &Golden| {
@@ -135,7 +135,7 @@ fn embed_together(engine: &Engine, texts: &[&[u32]], pooling: Pooling, numerics:
 }
 
 #[test]
-fn embeddings_do_not_depend_on_pieces_and_company_and_executors_agree() {
+fn golden_embeddings_do_not_depend_on_pieces_and_company_and_executors_agree() {
     // What candle computed, for the cpu executor, or the other way round.
     let known = Mutex::new(BTreeMap::<usize, Vec<Vec<f32>>>::new());
     on_language_models(
