@@ -9,7 +9,7 @@ fn reference(tokens: &[u32], pooling: Pooling) -> Vec<f32> {
         Pooling::Mean => 1,
         Pooling::Last => tokens.len(),
     };
-    let mut sum = vec![0.0; HIDDEN];
+    let mut sum = [0.0_f64; HIDDEN];
     for end in first..=tokens.len() {
         sum.iter_mut().zip(hash_hidden(&tokens[..end])).for_each(|(sum, x)| *sum += f64::from(x));
     }
