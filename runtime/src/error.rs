@@ -113,6 +113,9 @@ pub enum Error {
     /// The model computed a row from which no token can be chosen.
     #[error("the model computed no usable logits: {0}")]
     BadLogits(String),
+    /// The model's hidden states have no direction that an embedding could keep.
+    #[error("the model computed no usable embedding: {0}")]
+    BadEmbedding(String),
     /// The client doesn't read its events.
     #[error("the generation was cancelled: its client left {0} events unread")]
     SlowReader(usize),

@@ -23,6 +23,7 @@ use crate::listen::Listeners;
 use crate::routes;
 use crate::routes::native::socket::SocketLimits;
 use crate::routes::ollama::details::Summaries;
+use crate::routes::openai::responses::store::ResponseStore;
 use crate::tls::Tls;
 use crate::unread;
 
@@ -92,6 +93,8 @@ pub struct AppState {
     pub summaries: Summaries,
     /// When it was made.
     pub started: Instant,
+    /// Responses that later requests may go on from.
+    pub responses: ResponseStore,
     ready: AtomicBool,
 }
 
@@ -107,6 +110,7 @@ impl AppState {
             access_log: None,
             summaries: Summaries::default(),
             started: Instant::now(),
+            responses: ResponseStore::default(),
             ready: AtomicBool::new(false),
         }
     }

@@ -271,7 +271,7 @@ impl From<&Error> for ApiError {
                 ..Self::unavailable(message, "deadline_exceeded")
             },
             Error::OutOfMemory(_) => Self::unavailable(message, "out_of_memory"),
-            Error::EngineStopped(_) | Error::BadLogits(_) => Self::server(message),
+            Error::EngineStopped(_) | Error::BadLogits(_) | Error::BadEmbedding(_) => Self::server(message),
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod deterministic;
 mod drafting;
+mod embedding;
 mod kv;
 mod models;
 mod prefix;

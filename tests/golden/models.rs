@@ -23,7 +23,7 @@ const CHUNKING_TOLERANCE: f32 = 1e-4;
 const KV_TOKENS: usize = 512;
 
 /// The executors under test, in the mode that computes in f32.
-fn executors() -> Vec<(&'static str, ExecOptions)> {
+pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
     let exact = |backend| ExecOptions {
         backend,
         threads: Some(2),
@@ -70,13 +70,13 @@ impl Golden {
         Self { floats, tokens, greedy }
     }
 
-    fn rows(&self, name: &str) -> Option<&[f32]> {
+    pub(super) fn rows(&self, name: &str) -> Option<&[f32]> {
         self.floats.get(name).map(|(_, data)| data.as_slice())
     }
 }
 
 /// max |a − b|; NaN anywhere counts as infinite.
-fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |most, d| {
         if d <= most {
@@ -95,7 +95,7 @@ fn argmax(row: &[f32]) -> u32 {
 }
 
 /// A block table of scattered blocks: `which` of 2 sequences gets every other block, from the pool's end.
-fn scattered_blocks(which: usize, num_tokens: usize) -> Vec<u32> {
+pub(super) fn scattered_blocks(which: usize, num_tokens: usize) -> Vec<u32> {
     let pool = KV_TOKENS / BLOCK_TOKENS;
     (0..num_tokens.div_ceil(BLOCK_TOKENS)).map(|block| (pool - 1 - 2 * block - which) as u32).collect()
 }

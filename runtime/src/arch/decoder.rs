@@ -30,6 +30,7 @@ pub(crate) fn build(file: &ModelFile, config: &ModelConfig, names: &TensorNames,
         ops: Vec::new(),
         output: BufferId(0),
         output_kind: kind,
+        hidden: None,
         vocab_size: config.vocab_size,
         max_context: config.max_context,
     };
@@ -172,6 +173,11 @@ impl Builder<'_> {
         self.plan.output = last.buffer;
         if kind == OutputKind::Logits {
             self.logits(embed, last)?;
+            // The same for rows whose embedding is wanted, which need no logits. They are last, where no barrier is needed.
+            let pooled = self.buffer("pooled_hidden", hidden_size, Rows::Hidden);
+            self.plan.ops.push(Op::Gather { x: hidden.buffer, out: pooled.buffer });
+            self.norm(&format!("{}{}", self.prefix, self.names.final_norm), pooled, pooled, 1)?;
+            self.plan.hidden = Some(pooled.buffer);
         }
         Ok(())
     }

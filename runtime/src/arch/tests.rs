@@ -10,7 +10,7 @@ use crate::arch::load;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::loader::{HfMetadata, ModelFile};
-use crate::plan::{Op, OutputKind, Plan, RopeScaling, RopeStyle};
+use crate::plan::{Op, OutputKind, Plan, RopeScaling, RopeStyle, Rows};
 
 const HIDDEN: usize = 8;
 const LAYERS: usize = 2;
@@ -104,7 +104,10 @@ fn a_plan_reads_every_tensor_and_stops_where_asked() {
     assert_eq!(logits.ropes[0].style, RopeStyle::Neox);
     let (_, hidden) = load(&file, OutputKind::Hidden).unwrap();
     assert_eq!(hidden.buffers[hidden.output.0].width, HIDDEN);
-    assert_eq!(hidden.ops.len() + 1, logits.ops.len());
+    // The output matrix; hidden states beside its output.
+    assert_eq!(hidden.ops.len() + 3, logits.ops.len());
+    let states = logits.hidden.unwrap();
+    assert_eq!((logits.buffers[states.0].width, logits.buffers[states.0].rows), (HIDDEN, Rows::Hidden));
 }
 
 #[test]

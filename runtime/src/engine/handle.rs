@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::draft::{DraftExecutor, Drafter};
+use super::embed::{EmbedRequest, PendingEmbedding, Pool};
 use super::group::GenerationGroup;
 use super::keep::{SharedStore, kept_bytes};
 use super::metrics::Metrics;
@@ -16,7 +17,7 @@ use super::output::Entry;
 use super::places::Places;
 use super::request::{Event, FinishReason, GenerateRequest, Numerics, Speculation, Timings, Usage};
 use super::sequence::{EventSender, Submission};
-use super::validate::validate;
+use super::validate::{validate, validate_embedding};
 use super::vocabulary::Vocabulary;
 use super::worker::{Message, Worker, capacity};
 use crate::error::{Error, Result};
@@ -129,6 +130,8 @@ pub struct EngineStats {
     pub draft: Guesses,
     /// KV blocks of the draft model that some sequence owns.
     pub draft_blocks: usize,
+    /// Embeddings that were computed; they are among those that ended by themselves.
+    pub embeddings: u64,
     /// Generations that ended by themselves.
     pub completed: u64,
     /// Generations whose client went away.
@@ -336,14 +339,41 @@ impl Engine {
         self.send(request, num_answers.get()).map(GenerationGroup::new)
     }
 
+    /// Hands in a text whose embedding is wanted. It never blocks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] and [`Error::ContextLength`] for texts that are empty or too long, and as
+    /// [`submit`](Self::submit) when the queue is full or the engine has stopped.
+    pub fn embed(&self, request: EmbedRequest) -> Result<PendingEmbedding> {
+        validate_embedding(&request, self.inner.vocabulary.vocab_size(), self.inner.context_tokens)?;
+        let max_total = request.tokens.len();
+        let (prompt, pool, vector) = request.into_prompt();
+        let events = self.hand_in(prompt, max_total, 1, Some(pool))?.pop();
+        let events = events.ok_or_else(|| Error::EngineStopped("no generation was made".into()))?;
+        Ok(PendingEmbedding { events, vector })
+    }
+
     fn send(&self, mut request: GenerateRequest, num_answers: usize) -> Result<Vec<Generation>> {
-        let Inner { inbox, shared, vocabulary, context_tokens, options, keys_are_fixed, has_draft, .. } = &*self.inner;
+        let Inner { vocabulary, context_tokens, options, keys_are_fixed, has_draft, .. } = &*self.inner;
         let max_total = validate(&request, vocabulary.vocab_size(), *context_tokens)?;
         let speculation = request.speculation.unwrap_or(options.speculation);
         if speculation == Speculation::Draft && !has_draft {
             let message = "the model was loaded without a draft model; start the server with --draft-model".into();
             return Err(Error::InvalidRequest { param: "speculate", message });
         }
+        request.speculation = Some(if *keys_are_fixed { speculation } else { Speculation::Off });
+        self.hand_in(request, max_total, num_answers, None)
+    }
+
+    /// Sends the thread a checked request.
+    fn hand_in(
+        &self,
+        mut request: GenerateRequest,
+        max_total: usize,
+        num_answers: usize,
+        pool: Option<Pool>,
+    ) -> Result<Vec<Generation>> {
+        let Inner { inbox, shared, options, .. } = &*self.inner;
         // Held while sending: a request that is accepted lies before the order to shut down.
         let status = shared.status();
         match &*status {
@@ -361,8 +391,7 @@ impl Engine {
         if options.numerics == Numerics::Invariant {
             request.numerics = Numerics::Invariant;
         }
-        request.speculation = Some(if *keys_are_fixed { speculation } else { Speculation::Off });
-        let submission = Submission { request, max_total, events, submitted: Instant::now() };
+        let submission = Submission { request, max_total, pool, events, submitted: Instant::now() };
         // The thread is gone without having said so only if it was killed; `recv` reports that.
         let _ = inbox.send(Message::Submit(Box::new(submission)));
         drop(status);

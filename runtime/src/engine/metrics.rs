@@ -164,6 +164,13 @@ impl Metrics {
         self.generated_tokens.record(usage.completion_tokens as f64);
     }
 
+    /// An embedding was computed. It has no answer, so that what is measured of answers leaves it out.
+    pub(super) fn embedded(&self, usage: &Usage, timings: &Timings) {
+        self.queue.record(timings.queue_ms / 1e3);
+        self.prefill.record(timings.prompt_ms / 1e3);
+        self.prompt_tokens.record(usage.prompt_tokens as f64);
+    }
+
     /// A generation was cancelled because its client left too much unread.
     pub(super) fn slow_reader(&self) {
         self.slow_readers.fetch_add(1, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`request`] | what goes in and what comes out |
 //! | [`group`] | several answers to one prompt |
+//! | [`embed`] | a text as one vector |
 //! | [`handle`] | [`Engine`] and [`Generation`]: what clients hold, from async and from blocking code |
 //! | `validate` | what a request must be |
 //! | `worker` | the thread: the step loop; `worker::guessing`: the guesses before a step |
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod draft;
+pub mod embed;
 pub mod group;
 pub mod handle;
 pub mod keep;
@@ -38,6 +40,7 @@ mod vocabulary;
 mod worker;
 
 pub use draft::DraftExecutor;
+pub use embed::{EmbedRequest, Embedding, PendingEmbedding, Pooling};
 pub use group::GenerationGroup;
 pub use handle::{
     Answer, Companions, Engine, EngineOptions, EngineStats, Generation, GuessPolicy, Guesses, PrefixCache,

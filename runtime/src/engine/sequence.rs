@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::draft::Drafter;
+use super::embed::Pool;
 use super::handle::Guesses;
 use super::keep::Kept;
 use super::metrics::Metrics;
@@ -86,6 +87,8 @@ pub(super) struct Submission {
     pub(super) request: GenerateRequest,
     /// Most tokens of prompt and answer together.
     pub(super) max_total: usize,
+    /// Where its hidden states go, if they are what is wanted of it.
+    pub(super) pool: Option<Pool>,
     /// One an answer.
     pub(super) events: Vec<EventSender>,
     pub(super) submitted: Instant,
@@ -94,11 +97,11 @@ pub(super) struct Submission {
 impl Submission {
     /// The generations of all answers. They differ in their seeds.
     pub(super) fn into_sequences(self) -> Vec<Sequence> {
-        let Self { mut request, max_total, events, submitted } = self;
+        let Self { mut request, max_total, mut pool, events, submitted } = self;
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let sequence = |(index, events)| {
             request.sampling.seed = Some(seed.wrapping_add(index));
-            Sequence::new(request.clone(), max_total, events, submitted)
+            Sequence { pool: pool.take(), ..Sequence::new(request.clone(), max_total, events, submitted) }
         };
         (0..).zip(events).map(sequence).collect()
     }
@@ -125,6 +128,8 @@ pub(super) struct Sequence {
     pub(super) siblings: Vec<Self>,
     pub(super) class: Class,
     pub(super) guesser: Guesser,
+    /// Its hidden states are wanted, and no answer.
+    pub(super) pool: Option<Pool>,
     /// What the store has of it.
     pub(super) kept: Kept,
     num_prompt: usize,
@@ -156,6 +161,7 @@ impl Sequence {
             siblings: Vec::new(),
             class: request.class,
             guesser: Guesser::new(request.speculation.unwrap_or_default()),
+            pool: None,
             kept: Kept::default(),
             num_prompt,
             max_total,
@@ -227,6 +233,18 @@ impl Sequence {
     /// Milliseconds since its first step.
     pub(super) fn service_ms(&self) -> f64 {
         self.first_step.map_or(0.0, |start| ms(start.elapsed()))
+    }
+
+    /// Ends an embedding, whose last token was computed.
+    pub(super) fn end_embedding(&mut self, pool: &mut Pool, metrics: &Metrics) -> Outcome {
+        if let Err(error) = pool.finish() {
+            return Outcome::Failed(error);
+        }
+        self.first_token = Some(Instant::now());
+        let usage = self.usage();
+        let timings = Timings { predicted_ms: 0.0, ..self.timings() };
+        metrics.embedded(&usage, &timings);
+        Outcome::Done(Event::Done { reason: FinishReason::Stop, usage, timings, seed: self.sampler.seed() })
     }
 
     /// Samples the next token from a row of logits, sends the client its text, and says how it goes on.

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, KvTypes, Limits, OutputRows, PrefixReuse, SeqStep, StepBatch, StepOutput};
+use crate::exec::{Executor, HiddenRows, KvTypes, Limits, OutputRows, PrefixReuse, SeqStep, StepBatch, StepOutput};
 use crate::kv::{BLOCK_TOKENS, KvPool, NO_BLOCK};
 
 /// Tokens 0..=255 are the bytes; [`END`](Self::END) ends an answer.
@@ -74,6 +74,7 @@ pub struct TestExecutor {
     /// For each block that holds a sequence's first tokens: the sequence's length when they were written. `[num_kv_blocks]`
     prompt_tokens: Vec<usize>,
     rows: Vec<f32>,
+    hidden: Vec<f32>,
 }
 
 impl TestExecutor {
@@ -92,6 +93,7 @@ impl TestExecutor {
             window_cache: vec![None; limits.num_blocks(KvPool::Window) * BLOCK_TOKENS],
             prompt_tokens: vec![0; limits.num_kv_blocks],
             rows: Vec::new(),
+            hidden: Vec::new(),
         }
     }
 
@@ -139,7 +141,9 @@ impl TestExecutor {
             if seq.tokens.is_empty() || end > seq.num_tokens || seq.num_tokens > self.limits.max_context {
                 return Err(broken(format!("a piece {}..{end} of {} tokens", seq.start, seq.num_tokens)));
             }
-            if (seq.output != OutputRows::None) != (end == seq.num_tokens) {
+            // The hidden states of a text's beginning may be wanted, or of nothing but its end.
+            let is_text = seq.output == OutputRows::AllHidden;
+            if !is_text && (seq.output != OutputRows::None) != (end == seq.num_tokens) {
                 return Err(broken(format!("output {:?} at {end} of {}", seq.output, seq.num_tokens)));
             }
             if seq.blocks.len() * BLOCK_TOKENS < end {
@@ -215,6 +219,14 @@ fn broken(what: String) -> Error {
 pub fn hash_logits(history: &[u32], vocab_size: usize) -> impl Iterator<Item = f32> {
     let state = history.iter().fold(0, |state, &token| mix(state ^ (u64::from(token) + 1)));
     (0..vocab_size as u64).map(move |id| (mix(state ^ (id << 32)) >> 40) as f32 / (1 << 21) as f32 - 4.0)
+}
+
+/// Elements of a hidden state.
+pub const HIDDEN: usize = 8;
+
+/// The hidden state after these tokens: between -4 and 4, from all of them and their order, whatever the logits follow from.
+pub fn hash_hidden(history: &[u32]) -> impl Iterator<Item = f32> {
+    hash_logits(history, HIDDEN)
 }
 
 /// SplitMix64's finaliser.
@@ -304,17 +316,17 @@ impl Executor for TestExecutor {
         self.check_limits(batch)?;
         self.write(batch);
         self.rows.clear();
+        self.hidden.clear();
         for seq in &batch.seqs {
             let blocks = &batch.blocks[seq.blocks.clone()];
             let history = self.read(blocks, seq.start + seq.tokens.len())?;
             self.check_window(batch, seq, &history)?;
-            let first = match seq.output {
-                OutputRows::None => continue,
-                OutputRows::Last => history.len(),
-                OutputRows::All => seq.start + 1,
-            };
-            for end in first..=history.len() {
-                let history = &history[..end];
+            let positions = seq.start..history.len();
+            for position in seq.output.hidden(positions.clone()) {
+                self.hidden.extend(hash_hidden(&history[..=position]));
+            }
+            for position in seq.output.logits(positions) {
+                let history = &history[..=position];
                 let next = match &self.logits {
                     Logits::Hash => {
                         self.rows.extend(hash_logits(history, self.vocab_size));
@@ -330,6 +342,7 @@ impl Executor for TestExecutor {
                 self.rows.extend((0..self.vocab_size).map(|id| if id == next as usize { 30.0 } else { 0.0 }));
             }
         }
-        Ok(StepOutput { num_rows: batch.num_outputs(), width: self.vocab_size, data: &self.rows })
+        let hidden = HiddenRows { width: HIDDEN, data: &self.hidden };
+        Ok(StepOutput { num_rows: batch.num_outputs(), width: self.vocab_size, data: &self.rows, hidden })
     }
 }

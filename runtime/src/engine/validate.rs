@@ -1,5 +1,6 @@
 //! What a request must be before it may wait.
 
+use super::embed::EmbedRequest;
 use super::request::{GenerateRequest, SamplingParams};
 use crate::error::{Error, Result};
 
@@ -43,6 +44,24 @@ pub(super) fn validate(request: &GenerateRequest, vocab_size: usize, context_tok
         return Err(Error::ContextLength { prompt_tokens, max_tokens, context_tokens });
     }
     Ok(if request.max_tokens.is_some() { total } else { context_tokens })
+}
+
+/// Checks a text whose embedding is wanted.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] with the field, or [`Error::ContextLength`]: a text is never cut to fit.
+pub(super) fn validate_embedding(request: &EmbedRequest, vocab_size: usize, context_tokens: usize) -> Result<()> {
+    if request.tokens.is_empty() {
+        return Err(invalid("input", "has no tokens"));
+    }
+    if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+        return Err(invalid("input", format!("token id {id} is outside the vocabulary of {vocab_size} tokens")));
+    }
+    let prompt_tokens = request.tokens.len();
+    if prompt_tokens > context_tokens {
+        return Err(Error::ContextLength { prompt_tokens, max_tokens: 0, context_tokens });
+    }
+    Ok(())
 }
 
 fn sampling(params: &SamplingParams, check_id: impl Fn(&'static str, u32) -> Result<()>) -> Result<()> {

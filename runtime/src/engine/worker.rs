@@ -344,10 +344,17 @@ impl Worker {
         let output = self.executor.step(&self.batch)?;
         let (metrics, elapsed) = (&self.shared.metrics, start.elapsed());
         metrics.step(self.batch.tokens.len(), self.batch.seqs.len(), elapsed);
-        if self.plan.pieces.iter().all(|piece| piece.len == 1) {
+        if self.plan.pieces.iter().all(|piece| piece.len == 1) && self.batch.num_hidden() == 0 {
             self.times[times_of(self.batch.numerics)].note(self.batch.tokens.len(), elapsed.as_secs_f64());
         }
-        let num_outputs = self.batch.num_outputs();
+        let (num_outputs, num_hidden) = (self.batch.num_outputs(), self.batch.num_hidden());
+        if output.hidden.data.len() != num_hidden * output.hidden.width || num_hidden > 0 && output.hidden.width == 0 {
+            return Err(Error::EngineStopped(format!(
+                "the executor returned {} elements instead of {num_hidden} hidden states of {}",
+                output.hidden.data.len(),
+                output.hidden.width
+            )));
+        }
         if output.num_rows != num_outputs || output.data.len() != output.num_rows * output.width {
             return Err(Error::EngineStopped(format!(
                 "the executor returned {} rows of {} in {} elements instead of {num_outputs} rows",
@@ -360,11 +367,35 @@ impl Worker {
         self.stats.steps += 1;
 
         let width = output.width.min(self.vocabulary.vocab_size());
-        let mut next_row = 0;
-        for piece in self.plan.pieces.iter().filter(|piece| piece.output != OutputRows::None) {
+        let (mut next_row, mut next_hidden) = (0, 0);
+        for (piece, seq) in self.plan.pieces.iter().zip(&self.batch.seqs) {
+            let Some(sequence) = self.sequences.0.get_mut(&piece.id) else {
+                next_row += seq.output.logits(seq.tokens.clone()).len();
+                next_hidden += seq.output.hidden(seq.tokens.clone()).len();
+                continue;
+            };
+            if let Some(mut pool) = sequence.pool.take() {
+                pool.begin(piece.start)?;
+                for _ in seq.output.hidden(seq.tokens.clone()) {
+                    pool.add(output.hidden.row(next_hidden));
+                    next_hidden += 1;
+                }
+                if piece.output == OutputRows::None {
+                    sequence.pool = Some(pool);
+                    continue;
+                }
+                let outcome = sequence.end_embedding(&mut pool, metrics);
+                self.stats.prompt_tokens += sequence.num_prompt() as u64;
+                self.stats.embeddings += u64::from(matches!(outcome, Outcome::Done(_)));
+                settle(outcome, sequence, &mut self.stats, &mut self.service_ms, &mut self.farewells);
+                self.ended.push(piece.id);
+                continue;
+            }
+            if piece.output == OutputRows::None {
+                continue;
+            }
             let first_row = next_row;
             next_row += 1 + piece.num_guesses;
-            let Some(sequence) = self.sequences.0.get_mut(&piece.id) else { continue };
             if sequence.tokens.len() == sequence.num_prompt() {
                 self.stats.prompt_tokens += sequence.num_prompt() as u64;
             }
@@ -373,25 +404,7 @@ impl Worker {
                 let known = sequence.tokens.len();
                 let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch, metrics);
                 self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
-                let (event, goes_on) = match outcome {
-                    Outcome::Continue => (None, true),
-                    Outcome::Done(event) => {
-                        self.stats.completed += 1;
-                        let weight = if self.service_ms == 0.0 { 1.0 } else { 0.125 };
-                        self.service_ms += (sequence.service_ms() - self.service_ms) * weight;
-                        (Some(event), false)
-                    }
-                    Outcome::Gone => {
-                        self.stats.cancelled += 1;
-                        (None, false)
-                    }
-                    Outcome::Failed(error) => {
-                        self.stats.failed += 1;
-                        (Some(Event::Failed(error)), false)
-                    }
-                };
-                self.farewells.extend(event.and_then(|event| sequence.events.end(event)));
-                goes_on
+                settle(outcome, sequence, &mut self.stats, &mut self.service_ms, &mut self.farewells)
             };
             for mut sibling in siblings {
                 if goes_on(&mut sibling, first_row)
@@ -477,7 +490,8 @@ impl Worker {
             }
             let tokens = &sequence.tokens[piece.start..piece.start + piece.len];
             let num_tokens = piece.num_tokens + piece.num_guesses;
-            self.batch.push(tokens, piece.start, num_tokens, self.state.blocks(piece.id), piece.output);
+            let output = sequence.pool.as_ref().map_or(piece.output, |pool| pool.output(piece.output));
+            self.batch.push(tokens, piece.start, num_tokens, self.state.blocks(piece.id), output);
             if self.has_window {
                 self.batch.window_of_last(self.state.window_blocks(piece.id));
             }
@@ -534,6 +548,35 @@ impl Worker {
         }
         self.shared.stop(reason);
     }
+}
+
+/// Counts what became of a sequence and takes its last event down. Whether it goes on.
+fn settle(
+    outcome: Outcome,
+    sequence: &mut Sequence,
+    stats: &mut EngineStats,
+    service_ms: &mut f64,
+    farewells: &mut Vec<Farewell>,
+) -> bool {
+    let event = match outcome {
+        Outcome::Continue => return true,
+        Outcome::Done(event) => {
+            stats.completed += 1;
+            let weight = if *service_ms == 0.0 { 1.0 } else { 0.125 };
+            *service_ms += (sequence.service_ms() - *service_ms) * weight;
+            Some(event)
+        }
+        Outcome::Gone => {
+            stats.cancelled += 1;
+            None
+        }
+        Outcome::Failed(error) => {
+            stats.failed += 1;
+            Some(Event::Failed(error))
+        }
+    };
+    farewells.extend(event.and_then(|event| sequence.events.end(event)));
+    false
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> String {

@@ -16,6 +16,30 @@ pub enum OutputRows {
     Last,
     /// Every token's (goldens, perplexity, speculation).
     All,
+    /// No logits, but the hidden state of the last token after the final norm.
+    LastHidden,
+    /// No logits, but those of every token.
+    AllHidden,
+}
+
+impl OutputRows {
+    /// Which of these rows have logits.
+    pub fn logits(self, rows: Range<usize>) -> Range<usize> {
+        match self {
+            Self::None | Self::LastHidden | Self::AllHidden => rows.end..rows.end,
+            Self::Last => rows.end.saturating_sub(1).max(rows.start)..rows.end,
+            Self::All => rows,
+        }
+    }
+
+    /// Which of these rows have a hidden state.
+    pub fn hidden(self, rows: Range<usize>) -> Range<usize> {
+        match self {
+            Self::None | Self::Last | Self::All => rows.end..rows.end,
+            Self::LastHidden => rows.end.saturating_sub(1).max(rows.start)..rows.end,
+            Self::AllHidden => rows,
+        }
+    }
 }
 
 /// A piece of one sequence.
@@ -68,12 +92,13 @@ impl StepBatch {
     pub fn for_each_row(&self, single: &mut Self, mut run: impl FnMut(&Self) -> Result<()>) -> Result<()> {
         for seq in &self.seqs {
             for (position, row) in (seq.start..).zip(seq.tokens.clone()) {
-                let is_wanted = match seq.output {
-                    OutputRows::None => false,
-                    OutputRows::Last => row + 1 == seq.tokens.end,
-                    OutputRows::All => true,
+                let output = if seq.output.logits(seq.tokens.clone()).contains(&row) {
+                    OutputRows::Last
+                } else if seq.output.hidden(seq.tokens.clone()).contains(&row) {
+                    OutputRows::LastHidden
+                } else {
+                    OutputRows::None
                 };
-                let output = if is_wanted { OutputRows::Last } else { OutputRows::None };
                 single.clear();
                 single.push(
                     &self.tokens[row..=row],
@@ -124,14 +149,12 @@ impl StepBatch {
 
     /// Rows of output that the batch asks for.
     pub fn num_outputs(&self) -> usize {
-        self.seqs
-            .iter()
-            .map(|seq| match seq.output {
-                OutputRows::None => 0,
-                OutputRows::Last => 1,
-                OutputRows::All => seq.tokens.len(),
-            })
-            .sum()
+        self.seqs.iter().map(|seq| seq.output.logits(seq.tokens.clone()).len()).sum()
+    }
+
+    /// Hidden states that the batch asks for.
+    pub fn num_hidden(&self) -> usize {
+        self.seqs.iter().map(|seq| seq.output.hidden(seq.tokens.clone()).len()).sum()
     }
 
     /// Refuses a batch that an executor with these limits and this vocabulary can't run. Executors call it before they

@@ -243,6 +243,7 @@ mod tests {
             ops: vec![],
             output: BufferId(0),
             output_kind: OutputKind::Logits,
+            hidden: None,
             vocab_size: 1,
             max_context: 1000,
         }

@@ -74,6 +74,24 @@ pub struct StepOutput<'a> {
     pub width: usize,
     /// `num_rows · width` elements.
     pub data: &'a [f32],
+    /// The hidden states that were asked for, in the same order.
+    pub hidden: HiddenRows<'a>,
+}
+
+/// Hidden states after the final norm: `[rows, width]`, f32, row-major.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HiddenRows<'a> {
+    /// Hidden size.
+    pub width: usize,
+    /// Whole rows.
+    pub data: &'a [f32],
+}
+
+impl<'a> HiddenRows<'a> {
+    /// Row `row`, of `width` elements.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.data[row * self.width..(row + 1) * self.width]
+    }
 }
 
 impl<'a> StepOutput<'a> {

@@ -53,6 +53,14 @@ impl HfMetadata {
         };
         Ok(Self { folder: folder.into(), config, generation, tokenizer_config, chat_template })
     }
+
+    /// A further JSON file of the folder; `None` if it isn't there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it can't be read, [`Error::Format`] if it is not JSON.
+    pub fn read_side_file(&self, name: &str) -> Result<Option<Value>> {
+        read_json(&self.folder.join(name))
+    }
 }
 
 fn chat_template(tokenizer_config: &Value) -> Option<String> {
@@ -85,14 +93,18 @@ fn read_text(path: &Path) -> Result<Option<String>> {
     String::from_utf8(bytes).map(Some).map_err(|error| damaged(format!("it is not UTF-8: {error}")))
 }
 
-fn read_object(path: &Path) -> Result<Option<Value>> {
+fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(text) = read_text(path)? else { return Ok(None) };
-    let damaged = |what: String| Error::Format { path: path.into(), what };
-    let value: Value = serde_json::from_str(&text).map_err(|error| damaged(format!("it is not JSON: {error}")))?;
-    if !value.is_object() {
-        return Err(damaged("it is not a JSON object".into()));
+    let value = serde_json::from_str(&text);
+    value.map(Some).map_err(|error| Error::Format { path: path.into(), what: format!("it is not JSON: {error}") })
+}
+
+fn read_object(path: &Path) -> Result<Option<Value>> {
+    let value = read_json(path)?;
+    if value.as_ref().is_some_and(|value| !value.is_object()) {
+        return Err(Error::Format { path: path.into(), what: "it is not a JSON object".into() });
     }
-    Ok(Some(value))
+    Ok(value)
 }
 
 /// The tensors of one or more safetensors files.

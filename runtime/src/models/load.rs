@@ -16,6 +16,7 @@ use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::loader::{Metadata, ModelFile};
 use crate::models::draft::{DraftOptions, LoadedDraft};
 use crate::models::names;
+use crate::models::pooling::ModelPooling;
 use crate::models::registry::Servable;
 use crate::models::stores::KvStores;
 use crate::plan::{OutputKind, Plan};
@@ -105,6 +106,8 @@ pub struct LoadedModel {
     pub engine: Engine,
     /// What the model's makers recommend, over [`SamplingParams::default`].
     pub defaults: SamplingParams,
+    /// How its embeddings are made.
+    pub pooling: ModelPooling,
     /// What the KV cache takes once all of it has been used.
     pub kv_bytes: usize,
     /// The draft model that its engine has beside it.
@@ -233,6 +236,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
     let (config, plan) = crate::arch::load(&file, OutputKind::Logits)?;
     let tokenizer = Arc::new(Tokenizer::for_model(&file)?);
     let template = ChatTemplate::for_model(&file, &tokenizer)?;
+    let pooling = ModelPooling::of(&file.metadata)?;
     if let Some(progress) = &options.progress {
         read_ahead(&file, progress.as_ref());
         progress(Progress { stage: Stage::Preparing, done: 0, total: file.tensor_bytes() });
@@ -287,6 +291,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         template,
         engine,
         defaults,
+        pooling,
         kv_bytes,
         draft: loaded_draft,
         kv_types,

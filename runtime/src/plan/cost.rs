@@ -85,6 +85,8 @@ impl Plan {
         let rows = match self.buffers[columns.buffer.0].rows {
             Rows::Tokens => load.num_tokens,
             Rows::Outputs => load.num_outputs,
+            // A step of an answer asks for none.
+            Rows::Hidden => 0,
         };
         rows as u64 * columns.width as u64
     }

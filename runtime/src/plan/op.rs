@@ -26,6 +26,8 @@ pub enum Rows {
     Tokens,
     /// One row a token whose output was asked for ([`Op::Gather`] makes these).
     Outputs,
+    /// One row a token whose hidden state was asked for ([`Op::Gather`] makes these, too).
+    Hidden,
 }
 
 /// A named matrix of f32, `[rows, width]`, row-major.
@@ -228,7 +230,7 @@ pub enum Op {
         /// Output; may be `x`.
         out: Columns,
     },
-    /// Copies the rows whose output was asked for: `Rows::Tokens` to `Rows::Outputs`, equal widths.
+    /// Copies the rows that were asked for: `Rows::Tokens` to `Rows::Outputs` or `Rows::Hidden`, equal widths.
     Gather {
         /// All rows.
         x: BufferId,
@@ -292,6 +294,8 @@ pub struct Plan {
     pub output: BufferId,
     /// What it holds.
     pub output_kind: OutputKind,
+    /// The buffer with the hidden states after the final norm (`Rows::Hidden`), for a plan that has logits as its output.
+    pub hidden: Option<BufferId>,
     /// Tokens in the vocabulary (rows of the embedding table).
     pub vocab_size: usize,
     /// Positions the model was made for.

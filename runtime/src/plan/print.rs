@@ -84,7 +84,7 @@ fn units(plan: &Plan, rows: Vec<Row>) -> Vec<Unit> {
     let mut open = None;
     for (op, row) in plan.ops.iter().zip(rows) {
         let layer = match op.weight() {
-            _ if plan.buffers[op.out().0].rows == Rows::Outputs => None,
+            _ if plan.buffers[op.out().0].rows != Rows::Tokens => None,
             Some(id) => layer_number(&plan.weights[id.0].name),
             None => open,
         };
@@ -297,6 +297,7 @@ mod tests {
             ops: Vec::new(),
             output: BufferId(0),
             output_kind: OutputKind::Hidden,
+            hidden: None,
             vocab_size: 1,
             max_context: 64,
         };

@@ -79,6 +79,7 @@ fn code(error: &anyhow::Error) -> u8 {
             Error::Overloaded { .. }
             | Error::DeadlineExceeded { .. }
             | Error::BadLogits(_)
+            | Error::BadEmbedding(_)
             | Error::SlowReader(_)
             | Error::OutOfMemory(_)
             | Error::EngineStopped(_)

@@ -142,6 +142,7 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
             "Of those, what an earlier life of the model had computed.",
             stats.recalled_tokens,
         ),
+        ("shimmy_embeddings_total", "Embeddings computed.", stats.embeddings),
         ("shimmy_steps_total", "Steps of the engine.", stats.steps),
         ("shimmy_requests_cancelled_total", "Generations whose client went away.", stats.cancelled),
         ("shimmy_requests_failed_total", "Generations that failed.", stats.failed),

@@ -7,7 +7,7 @@
 //! | [`metrics`] | `GET /metrics` |
 //! | [`native`] | Shimmy's own: `/ready`, `/diag`, `/v1/capabilities`, `/tokenize`, `/api/models`, `/ws/generate`, … |
 //! | [`ollama`] | `/api/…` |
-//! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/models` |
+//! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/v1/rerank`, `/v1/models` |
 //! | [`openapi`] | `GET /openapi.json`, `GET /docs` |
 //! | [`request`] | what they share |
 
@@ -28,7 +28,6 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{self, Bytes, BytesMut};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError, Route};
-
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::{AccessLog, LoggedBody};
@@ -50,11 +49,21 @@ pub(crate) fn endpoints() -> BTreeMap<String, BTreeSet<String>> {
 
 /// A resource with one method; every other one gets 405 in JSON.
 pub(crate) fn resource(path: &str, method: Method, route: Route) -> Resource {
+    resource_of(path, [(method, route)])
+}
+
+/// A resource with some methods; every other one gets 405 in JSON.
+pub(crate) fn resource_of<const N: usize>(path: &str, routes: [(Method, Route); N]) -> Resource {
+    let methods: Vec<&str> = routes.iter().map(|(method, _)| method.as_str()).collect();
+    let allow = HeaderValue::from_str(&methods.join(", ")).ok();
     let mut endpoints = ENDPOINTS.lock().unwrap_or_else(PoisonError::into_inner);
-    endpoints.entry(path.to_owned()).or_default().insert(method.to_string());
+    endpoints.entry(path.to_owned()).or_default().extend(methods.iter().map(|&method| method.to_owned()));
     drop(endpoints);
-    let allow = HeaderValue::from_str(method.as_str()).ok();
-    web::resource(path).route(route.method(method)).default_service(web::to(move |request: HttpRequest| {
+    let mut resource = web::resource(path);
+    for (method, route) in routes {
+        resource = resource.route(route.method(method));
+    }
+    resource.default_service(web::to(move |request: HttpRequest| {
         let allow = allow.clone();
         async move {
             let found = request.method();

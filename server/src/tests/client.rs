@@ -74,9 +74,14 @@ fn status(head: &str) -> u16 {
 
 /// Sends a request and reads the response's head.
 pub(super) fn open(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Open {
+    open_with(address, method, path, "", body)
+}
+
+/// The same with further header lines, each with its line break.
+pub(super) fn open_with(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Open {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    send(&mut stream, method, path, body);
+    send_with(&mut stream, method, path, headers, body);
     let mut reader = BufReader::new(stream);
     let head = read_head(&mut reader);
     Open { reader, status: status(&head), head }
@@ -84,8 +89,14 @@ pub(super) fn open(address: SocketAddr, method: &str, path: &str, body: &[u8]) -
 
 /// Sends a request and reads nothing.
 pub(super) fn send(stream: &mut TcpStream, method: &str, path: &str, body: &[u8]) {
-    let head =
-        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    send_with(stream, method, path, "", body);
+}
+
+fn send_with(stream: &mut TcpStream, method: &str, path: &str, headers: &str, body: &[u8]) {
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n",
+        body.len()
+    );
     // The server may refuse a large body before it is sent.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
 }

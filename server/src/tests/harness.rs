@@ -24,7 +24,7 @@ use crate::app::{AppState, Limits, serve};
 use crate::listen::Listeners;
 
 /// The end of an answer: the first id after the bytes and `<|im_start|>`.
-const END: u32 = 257;
+pub(super) const END: u32 = 257;
 /// Ids of the tiny vocabulary.
 pub(super) const VOCAB: usize = 258;
 /// How long the test servers bear a client that takes nothing.

@@ -38,6 +38,27 @@ def generate(model, text):
     assert "four" in "".join(piece.response for piece in pieces), pieces
 
 
+def embed(model):
+    cosine = lambda a, b: sum(x * y for x, y in zip(a, b))
+    texts = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates were raised again."]
+    answer = client.embed(model=model, input=texts)
+    cat, kitten, bank = answer.embeddings
+    assert abs(cosine(cat, cat) - 1) < 1e-4 and cosine(cat, kitten) > cosine(cat, bank), "the similar are nearer"
+    assert answer.prompt_eval_count > 15 and answer.total_duration >= answer.load_duration > 0, answer
+    assert len(client.embed(model=model, input=texts[0], dimensions=8).embeddings[0]) == 8
+    old = client.embeddings(model=model, prompt=texts[0]).embedding
+    assert cosine(old, cat) > 0.999
+    # A text that is too long is cut, unless that is forbidden.
+    cut = client.embed(model=model, input="word " * 20_000, options={"num_ctx": 64})
+    assert cut.prompt_eval_count == 64 and len(cut.embeddings) == 1, cut.prompt_eval_count
+    try:
+        client.embed(model=model, input="word " * 20_000, truncate=False)
+    except ollama.ResponseError as error:
+        assert error.status_code == 400 and "context" in error.error, error
+    else:
+        raise AssertionError("a text was cut in silence")
+
+
 def life(model):
     running = client.ps().models
     assert [one.model for one in running] == [model] and running[0].context_length > 0, running
@@ -73,6 +94,7 @@ async def at_once(model):
 model = models()
 text = chat(model)
 generate(model, text)
+embed(model)
 life(model)
 mistakes(model)
 asyncio.run(at_once(model))

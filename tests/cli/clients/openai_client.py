@@ -1,5 +1,9 @@
 """Talks to a server with the official OpenAI client, as its users do. Usage: openai_client.py URL"""
 
+import asyncio
+import base64
+import math
+import struct
 import sys
 
 import openai
@@ -101,6 +105,120 @@ def refusals(model):
         raise AssertionError("the context was exceeded in silence")
 
 
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
+
+
+def embeddings(model):
+    texts = [
+        "A cat sleeps on the sofa.",
+        "A kitten naps on the couch.",
+        "The central bank raised its interest rates again.",
+    ]
+    # The client asks for base64 by itself unless it is told a format.
+    answer = client.embeddings.create(model=model, input=texts)
+    cat, kitten, bank = (entry.embedding for entry in answer.data)
+    assert [entry.index for entry in answer.data] == [0, 1, 2] and len(cat) == len(bank) > 100, answer
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 15, answer.usage
+    for pooling in ("mean", "last"):
+        near = client.embeddings.create(model=model, input=texts, extra_body={"pooling": pooling})
+        a, b, c = (entry.embedding for entry in near.data)
+        assert abs(cosine(a, a) - sum(x * x for x in a)) < 1e-4, "they have the length 1"
+        assert cosine(a, b) > cosine(a, c), (pooling, cosine(a, b), cosine(a, c))
+    # The same text gives the same numbers, alone and to the last bit if that is asked for.
+    exact = {"deterministic": True}
+    one = client.embeddings.create(model=model, input=texts[0], encoding_format="float", extra_body=exact)
+    many = client.embeddings.create(model=model, input=texts + texts[:1], encoding_format="float", extra_body=exact)
+    assert one.data[0].embedding == many.data[0].embedding == many.data[3].embedding
+    assert cosine(one.data[0].embedding, cat) > 0.999
+    raw = client.embeddings.with_raw_response.create(
+        model=model, input=texts[0], encoding_format="base64", dimensions=16, extra_body=exact
+    )
+    short = struct.unpack("<16f", base64.b64decode(raw.http_response.json()["data"][0]["embedding"]))
+    assert cosine(short, one.data[0].embedding[:16]) > 0.9999 and abs(sum(x * x for x in short) - 1) < 1e-4, short
+    try:
+        client.embeddings.create(model=model, input="word " * 20_000)
+    except openai.BadRequestError as error:
+        assert error.code == "context_length_exceeded", error
+    else:
+        raise AssertionError("a text was cut in silence")
+
+
+async def embeddings_at_once(model):
+    several = openai.AsyncOpenAI(base_url=sys.argv[1] + "/v1", api_key="unused", max_retries=0)
+    texts = [f"Text number {number} is about the sea." for number in range(16)]
+    answers = await asyncio.gather(*(several.embeddings.create(model=model, input=text) for text in texts))
+    together = await several.embeddings.create(model=model, input=texts)
+    for alone, entry in zip(answers, together.data):
+        assert cosine(alone.data[0].embedding, entry.embedding) > 0.999
+    response = await several.responses.create(model=model, input="Hello!", max_output_tokens=8)
+    assert response.output_text, response
+
+
+def responses(model):
+    question = QUESTION[0]["content"]
+    whole = client.responses.create(
+        model=model, input=question, temperature=0, max_output_tokens=32, metadata={"topic": "capitals"}
+    )
+    assert "Paris" in whole.output_text and whole.metadata == {"topic": "capitals"}, whole
+    assert whole.status in ("completed", "incomplete") and whole.usage.output_tokens <= 32, whole
+    assert whole.usage.output_tokens_details.reasoning_tokens == 0, whole.usage
+    assert client.responses.retrieve(whole.id).output_text == whole.output_text
+    items = list(client.responses.input_items.list(whole.id))
+    assert [item.content[0].text for item in items] == [question], items
+
+    # What was said is known without being repeated, and taken from the cache.
+    more = client.responses.create(
+        model=model,
+        previous_response_id=whole.id,
+        instructions="Answer in one word.",
+        input=[{"role": "user", "content": [{"type": "input_text", "text": "And of Italy?"}]}],
+        temperature=0,
+        max_output_tokens=16,
+    )
+    assert more.previous_response_id == whole.id and more.usage.input_tokens > whole.usage.input_tokens, more
+
+    kinds, deltas, final = [], [], None
+    for event in client.responses.create(
+        model=model, input=question, temperature=0, max_output_tokens=32, stream=True, store=False
+    ):
+        assert event.sequence_number == len(kinds), event
+        kinds.append(event.type)
+        if event.type == "response.output_text.delta":
+            deltas.append(event.delta)
+        if event.type in ("response.completed", "response.incomplete"):
+            final = event.response
+    assert "".join(deltas) == final.output_text == whole.output_text, (deltas, whole.output_text)
+    assert kinds[:2] == ["response.created", "response.in_progress"] and len(deltas) > 3, kinds
+    with client.responses.stream(model=model, input=question, temperature=0, max_output_tokens=32) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_text == whole.output_text
+
+    client.responses.delete(whole.id)
+    for gone in (
+        lambda: client.responses.retrieve(whole.id),
+        lambda: client.responses.retrieve(final.id),
+    ):
+        try:
+            gone()
+        except openai.NotFoundError as error:
+            assert error.code == "response_not_found", error
+        else:
+            raise AssertionError("a response came back")
+    for name, wrong in (
+        ("background", {"background": True}),
+        ("tools", {"tools": [{"type": "web_search"}]}),
+        ("previous_response_id", {"previous_response_id": whole.id}),
+    ):
+        try:
+            client.responses.create(model=model, input=question, **wrong)
+        except openai.BadRequestError as error:
+            assert error.param == name, error
+        else:
+            raise AssertionError(f"{name} was ignored in silence")
+
+
 def leave_early(model):
     """Closing a stream must not disturb the next request."""
     stream = client.chat.completions.create(model=model, messages=STORY, stream=True, max_tokens=2000)
@@ -116,6 +234,9 @@ seeds(name)
 completion(name)
 stop(name)
 refusals(name)
+embeddings(name)
+responses(name)
+asyncio.run(embeddings_at_once(name))
 leave_early(name)
 assert stream_chat(name) == text
 print(text)

@@ -18,6 +18,7 @@ pub struct ProgramBuilder {
     vectors: Vec<Vec<f32>>,
     rope_halves: Vec<usize>,
     instrs: Vec<Instr>,
+    hidden: Option<Span>,
 }
 
 /// A KV cache that was asked for.
@@ -57,6 +58,7 @@ impl ProgramBuilder {
             vectors: Vec::new(),
             rope_halves: Vec::new(),
             instrs: Vec::new(),
+            hidden: None,
         }
     }
 
@@ -126,6 +128,11 @@ impl ProgramBuilder {
         self.instrs.last_mut()
     }
 
+    /// What a step returns as hidden states: a whole buffer with a row for each.
+    pub fn hidden(&mut self, hidden: Span) {
+        self.hidden = Some(hidden);
+    }
+
     /// Checks everything and allocates the memory. `output` is what a step returns.
     ///
     /// # Errors
@@ -138,12 +145,20 @@ impl ProgramBuilder {
         if self.buffers[output.buf.0].1 != Rows::Outputs || output.width != self.buffers[output.buf.0].0 {
             return Err(ProgramError::Step("the output must be a whole buffer with a row an output".into()));
         }
+        if let Some(hidden) = &self.hidden {
+            self.check_span(hidden).map_err(ProgramError::Step)?;
+            if self.rows_of(hidden) != Rows::Hidden || hidden.width != self.buffers[hidden.buf.0].0 {
+                let what = "hidden states must be a whole buffer with a row for each";
+                return Err(ProgramError::Step(what.into()));
+            }
+        }
 
         self.check_size(&size).map_err(ProgramError::Step)?;
 
         let row_count = |rows| match rows {
             Rows::Tokens => size.max_tokens,
             Rows::Outputs => size.max_outputs,
+            Rows::Hidden => size.max_tokens,
         };
         let mut arena_len = 0;
         let buffers: Vec<BufferSlot> = self
@@ -245,6 +260,7 @@ impl ProgramBuilder {
             vectors_data: self.vectors,
             instrs: self.instrs.into_iter().zip(barriers).map(|(instr, barrier)| Step { barrier, instr }).collect(),
             output,
+            hidden: self.hidden,
             vocab_size,
             max_tokens: size.max_tokens,
             max_outputs: size.max_outputs,
@@ -393,8 +409,8 @@ impl ProgramBuilder {
             Instr::Gather { x, out } => {
                 self.check_span(x)?;
                 self.check_span(out)?;
-                if x.width != out.width || self.rows_of(x) != Rows::Tokens || self.rows_of(out) != Rows::Outputs {
-                    return Err("gathers rows of tokens into rows of outputs of the same width".into());
+                if x.width != out.width || self.rows_of(x) != Rows::Tokens || self.rows_of(out) == Rows::Tokens {
+                    return Err("gathers rows of tokens into rows of outputs or hidden states of the same width".into());
                 }
                 Ok(())
             }

@@ -30,6 +30,8 @@ pub enum Rows {
     Tokens,
     /// One a wanted output.
     Outputs,
+    /// One a wanted hidden state.
+    Hidden,
 }
 
 /// Columns of a buffer.
@@ -216,11 +218,11 @@ pub enum Instr {
         /// Output: `x` or disjoint.
         out: Span,
     },
-    /// Copies the rows whose output is wanted.
+    /// Copies the rows whose output or hidden state is wanted.
     Gather {
         /// Rows of tokens.
         x: Span,
-        /// Rows of outputs.
+        /// Rows of outputs or of hidden states.
         out: Span,
     },
 }

@@ -84,6 +84,8 @@ struct Code {
     vectors_data: Vec<Vec<f32>>,
     instrs: Vec<Step>,
     output: Span,
+    /// Hidden states that a step can return beside its outputs.
+    hidden: Option<Span>,
     vocab_size: usize,
     max_tokens: usize,
     max_outputs: usize,

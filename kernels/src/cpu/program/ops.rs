@@ -32,6 +32,7 @@ impl<'a> Run<'a> {
         match rows {
             Rows::Tokens => self.input.tokens.len(),
             Rows::Outputs => self.input.outputs.len(),
+            Rows::Hidden => self.input.hidden.len(),
         }
     }
 
@@ -187,9 +188,13 @@ impl<'a> Run<'a> {
             // SAFETY: row-wise; forwarded.
             Instr::Softcap { cap, x, out } => unsafe { self.unary(x, out, |x, y| vectors.softcap(*cap, x, y)) },
             Instr::Gather { x, out } => {
+                let wanted = match self.code.buffers[out.buf.0].rows {
+                    Rows::Hidden => self.input.hidden,
+                    Rows::Outputs | Rows::Tokens => self.input.outputs,
+                };
                 for row in self.my_rows(out) {
                     // SAFETY: own row of the output; the input is complete since the last barrier.
-                    unsafe { self.row_mut(out, row).copy_from_slice(self.row(x, self.input.outputs[row] as usize)) };
+                    unsafe { self.row_mut(out, row).copy_from_slice(self.row(x, wanted[row] as usize)) };
                 }
             }
         }

@@ -34,6 +34,8 @@ pub struct StepInput<'a> {
     pub window_blocks: &'a [u32],
     /// Rows whose output is wanted.
     pub outputs: &'a [u32],
+    /// Rows whose hidden state is wanted. Empty for a program without such an output.
+    pub hidden: &'a [u32],
     /// For each rope table: cos and sin, `[rows, half]`.
     pub ropes: &'a [(Vec<f32>, Vec<f32>)],
     /// What a row's result may depend on, beside the tokens of its own sequence up to it.
@@ -77,9 +79,25 @@ impl Program {
                 unsafe { run.execute(&step.instr) };
             }
         })?;
-        let slot = &code.buffers[code.output.buf.0];
-        // SAFETY: the team is done; the result borrows the program.
-        Ok(unsafe { memory.arena.slice(slot.offset..slot.offset + input.outputs.len() * slot.width) })
+        Ok(self.outputs(input.outputs.len()))
+    }
+
+    /// The outputs of the last step, `[num_rows, width]`: as many as it was asked for.
+    pub fn outputs(&self, num_rows: usize) -> &[f32] {
+        let slot = &self.code.buffers[self.code.output.buf.0];
+        let num_rows = num_rows.min(self.code.max_outputs);
+        // SAFETY: the team is done, and the next step needs the program exclusively.
+        unsafe { self.memory.arena.slice(slot.offset..slot.offset + num_rows * slot.width) }
+    }
+
+    /// The hidden states of the last step, `[num_rows, width]`: as many as it was asked for. Empty for a program without that
+    /// output.
+    pub fn hidden(&self, num_rows: usize) -> &[f32] {
+        let Some(span) = &self.code.hidden else { return &[] };
+        let slot = &self.code.buffers[span.buf.0];
+        let num_rows = num_rows.min(self.code.max_tokens);
+        // SAFETY: the team is done, and the next step needs the program exclusively.
+        unsafe { self.memory.arena.slice(slot.offset..slot.offset + num_rows * slot.width) }
     }
 
     /// Everything that an instruction will rely on about this step.
@@ -97,7 +115,10 @@ impl Program {
         if let Some(token) = input.tokens.iter().find(|&&token| token as usize >= code.vocab_size) {
             return Err(format!("token {token} is outside the vocabulary of {}", code.vocab_size));
         }
-        if input.outputs.iter().any(|&row| row as usize >= num_rows) {
+        if input.hidden.len() > code.max_tokens || (code.hidden.is_none() && !input.hidden.is_empty()) {
+            return Err(format!("{} hidden states; at most {}", input.hidden.len(), code.max_tokens));
+        }
+        if input.outputs.iter().chain(input.hidden).any(|&row| row as usize >= num_rows) {
             return Err("an output row is outside the step".into());
         }
         if input.ropes.len() != code.rope_halves.len()

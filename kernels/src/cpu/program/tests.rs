@@ -224,6 +224,7 @@ impl Input {
             blocks: &self.blocks,
             window_blocks: &[],
             outputs: &self.outputs,
+            hidden: &[],
             ropes: &self.ropes,
             numerics: Numerics::Fast,
         }
@@ -237,6 +238,7 @@ fn run(program: &mut Program, input: &Input) -> (Vec<u32>, Vec<u32>) {
     let rows = |slot: &BufferSlot| match slot.rows {
         Rows::Tokens => input.tokens.len(),
         Rows::Outputs => input.outputs.len(),
+        Rows::Hidden => 0,
     };
     let len = program.code.buffers.iter().map(|slot| slot.offset + slot.width * rows(slot)).max().unwrap();
     // SAFETY: the team is idle.
@@ -310,6 +312,7 @@ fn a_copied_block_is_read_like_its_original() {
                 blocks,
                 window_blocks: &[],
                 outputs,
+                hidden: &[],
                 ropes: &[],
                 numerics,
             };
@@ -379,6 +382,7 @@ fn a_window_in_a_pool_of_its_own_gives_the_same_bits_and_reads_no_hole() {
                 blocks: &blocks,
                 window_blocks: &ring,
                 outputs: &outputs,
+                hidden: &[],
                 ropes: &[],
                 numerics: Numerics::Fast,
             };
@@ -428,8 +432,17 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
         let (seq_of_row, outputs) = (vec![0; rows.len()], vec![rows.len() as u32 - 1]);
         let (tokens, seq_of_row, blocks) = (&tokens[rows], &seq_of_row[..], &blocks[..]);
         let (outputs, numerics) = (&outputs[..], Numerics::Fast);
-        let input =
-            StepInput { tokens, seqs: &seqs, seq_of_row, blocks, window_blocks: &[], outputs, ropes: &[], numerics };
+        let input = StepInput {
+            tokens,
+            seqs: &seqs,
+            seq_of_row,
+            blocks,
+            window_blocks: &[],
+            outputs,
+            hidden: &[],
+            ropes: &[],
+            numerics,
+        };
         program.run(&input).unwrap().to_vec()
     };
     for kv in KV_TYPES {
@@ -480,6 +493,7 @@ fn an_invariant_sequence_is_the_same_in_any_company() {
                 blocks: &blocks,
                 window_blocks: &[],
                 outputs: &outputs,
+                hidden: &[],
                 ropes: &[],
                 numerics: Numerics::Invariant,
             };
@@ -687,4 +701,55 @@ fn steps_outside_the_program_are_refused_and_change_nothing() {
     refused("too few blocks", &|input| input.seqs[0].start = 4 * KV_BLOCK - 4);
     refused("a block of two sequences", &|input| input.blocks[4] = input.blocks[0]);
     assert!(run(&mut program, &sound) == before, "a refused step left something behind");
+}
+
+#[test]
+fn hidden_states_are_gathered_apart_from_the_outputs() {
+    let program = |with_hidden: bool| {
+        let mut kit = ProgramBuilder::new(CpuKernels::detect());
+        let table: Vec<f32> = (0..VOCAB * 32).map(|i| i as f32).collect();
+        let bytes: Vec<u8> = table.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let table = kit.weight(Arc::new(bytes), QuantType::F32, VOCAB, 32).unwrap();
+        let spans = [Rows::Tokens, Rows::Outputs, Rows::Hidden].map(|rows| {
+            let buf = kit.buffer(32, rows);
+            kit.span(buf)
+        });
+        let [x, out, hidden] = spans;
+        kit.push(Instr::Embed { table, scale: 1.0, out: x });
+        kit.push(Instr::Gather { x, out });
+        kit.push(Instr::Gather { x, out: hidden });
+        kit.push(Instr::Scale { factor: 2.0, x: hidden, out: hidden });
+        if with_hidden {
+            kit.hidden(hidden);
+        }
+        kit.build(out, VOCAB, size(2, KvType::F32.into())).unwrap()
+    };
+    let tokens = [3, 1, 2, 5];
+    let seqs = [SeqInput { rows: 0..4, start: 0, table: 0..1 }];
+    let input = |outputs, hidden| StepInput {
+        tokens: &tokens,
+        seqs: &seqs,
+        seq_of_row: &[0; 4],
+        blocks: &[0],
+        window_blocks: &[],
+        outputs,
+        hidden,
+        ropes: &[],
+        numerics: Numerics::Fast,
+    };
+    let row = |token: usize, factor: f32| (0..32).map(move |i| factor * (token * 32 + i) as f32);
+    let mut with = program(true);
+    for (outputs, hidden) in [(&[1][..], &[0, 3][..]), (&[], &[2]), (&[3, 0], &[]), (&[], &[0, 1, 2, 3])] {
+        let got = with.run(&input(outputs, hidden)).unwrap().to_vec();
+        let expected = |rows: &[u32], factor: f32| -> Vec<f32> {
+            rows.iter().flat_map(|&index| row(tokens[index as usize] as usize, factor)).collect()
+        };
+        assert_eq!(got, expected(outputs, 1.0));
+        assert_eq!(with.hidden(hidden.len()), expected(hidden, 2.0));
+    }
+    assert!(with.run(&input(&[0], &[4])).is_err(), "a row outside the step");
+    let mut without = program(false);
+    let error = without.run(&input(&[0], &[1])).unwrap_err();
+    assert!(error.to_string().contains("hidden states"), "{error}");
+    assert!(without.hidden(3).is_empty());
 }

@@ -1,7 +1,8 @@
 //! Engine tests on executors without a model: one generation and many, their ends, and those of the engine. What
-//! generations share is in `sharing`, what leaves a window in `window`, what outlives the engine in `keep`.
+//! generations share is in `sharing`, embeddings are in `embedding`, what leaves a window in `window`, what outlives the engine in `keep`.
 
 mod drafting;
+mod embedding;
 mod keep;
 mod sharing;
 mod window;

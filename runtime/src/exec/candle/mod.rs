@@ -17,12 +17,12 @@ use candle_nn::ops;
 use candle_nn::rotary_emb::{rope, rope_i};
 
 use crate::error::{Error, Result};
-use crate::exec::batch::{Numerics, OutputRows, SeqStep, StepBatch};
+use crate::exec::batch::{Numerics, SeqStep, StepBatch};
 use crate::exec::options::ExecOptions;
-use crate::exec::{Executor, KvType, KvTypes, Limits, PrefixReuse, StepOutput};
+use crate::exec::{Executor, HiddenRows, KvType, KvTypes, Limits, PrefixReuse, StepOutput};
 use crate::kv::KvPool;
 use crate::plan::rope::fill_cos_sin;
-use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle};
+use crate::plan::{Act, BufferId, Columns, Mask, NormKind, Op, Plan, RopeId, RopeScaling, RopeStyle, Rows};
 use kv::{AttentionArgs, PagedKv};
 use weights::Weights;
 
@@ -40,6 +40,8 @@ pub struct CandleExecutor {
     inv_freq: Vec<Vec<f32>>,
     /// `[rows, width]` of the last step.
     output: Vec<f32>,
+    /// `[rows, hidden size]` of the last step.
+    hidden: Vec<f32>,
 }
 
 impl std::fmt::Debug for CandleExecutor {
@@ -55,6 +57,8 @@ struct Step<'a> {
     positions: Vec<usize>,
     /// Indices of the tokens whose output was asked for.
     outputs: Vec<u32>,
+    /// Indices of the tokens whose hidden state was asked for.
+    hidden: Vec<u32>,
     buffers: Vec<Option<Tensor>>,
     /// cos and sin of the step's tokens, `[tokens, rotary_dim / 2]`, once a rotary table.
     tables: HashMap<RopeId, (Tensor, Tensor)>,
@@ -82,6 +86,7 @@ impl CandleExecutor {
             limits,
             plan: plan.clone(),
             output: Vec::new(),
+            hidden: Vec::new(),
         })
     }
 
@@ -96,37 +101,32 @@ impl CandleExecutor {
         Ok(())
     }
 
-    fn run(&mut self, batch: &StepBatch) -> Result<Tensor> {
+    /// Appends the rows of a batch to those of the step.
+    fn run(&mut self, batch: &StepBatch) -> Result<()> {
         let positions = batch.seqs.iter().flat_map(|seq| seq.start..seq.start + seq.tokens.len()).collect();
-        let outputs = batch
-            .seqs
-            .iter()
-            .flat_map(|seq| match seq.output {
-                OutputRows::None => 0..0,
-                OutputRows::Last => seq.tokens.end - 1..seq.tokens.end,
-                OutputRows::All => seq.tokens.clone(),
-            })
-            .map(|token| token as u32)
-            .collect();
-        let mut step =
-            Step { batch, positions, outputs, buffers: vec![None; self.plan.buffers.len()], tables: HashMap::new() };
+        let outputs = batch.seqs.iter().flat_map(|seq| seq.output.logits(seq.tokens.clone()));
+        let hidden = batch.seqs.iter().flat_map(|seq| seq.output.hidden(seq.tokens.clone()));
+        let mut step = Step {
+            batch,
+            positions,
+            outputs: outputs.map(|token| token as u32).collect(),
+            hidden: hidden.map(|token| token as u32).collect(),
+            buffers: vec![None; self.plan.buffers.len()],
+            tables: HashMap::new(),
+        };
         for index in 0..self.plan.ops.len() {
             let op = self.plan.ops[index].clone();
-            // Without a wanted row nothing after the gather is needed, and candle has no empty matmuls.
-            if step.outputs.is_empty() && matches!(op, Op::Gather { .. }) {
-                break;
+            // Nothing is needed of rows that nobody asked for, and candle has no empty matmuls.
+            if step.num_rows(self.plan.buffers[op.out().0].rows) > 0 {
+                self.op(&op, &mut step)?;
             }
-            self.op(&op, &mut step)?;
         }
-        if step.outputs.is_empty() {
-            return Ok(Tensor::zeros((0, self.width()), candle_core::DType::F32, &Device::Cpu)?);
+        if !step.outputs.is_empty() {
+            self.output.extend(step.buffer(self.plan.output)?.flatten_all()?.to_vec1::<f32>()?);
         }
-        step.buffer(self.plan.output)
-    }
-
-    fn run_to_output(&mut self, batch: &StepBatch) -> Result<()> {
-        let rows: Vec<f32> = self.run(batch)?.flatten_all()?.to_vec1()?;
-        self.output.extend(rows);
+        if let Some(hidden) = self.plan.hidden.filter(|_| !step.hidden.is_empty()) {
+            self.hidden.extend(step.buffer(hidden)?.flatten_all()?.to_vec1::<f32>()?);
+        }
         Ok(())
     }
 
@@ -200,7 +200,11 @@ impl CandleExecutor {
                 self.write(step, out, capped)
             }
             Op::Gather { x, out } => {
-                let indices = Tensor::new(step.outputs.as_slice(), &Device::Cpu)?;
+                let wanted = match self.plan.buffers[out.0].rows {
+                    Rows::Hidden => &step.hidden,
+                    Rows::Outputs | Rows::Tokens => &step.outputs,
+                };
+                let indices = Tensor::new(wanted.as_slice(), &Device::Cpu)?;
                 let rows = step.buffer(x)?.index_select(&indices, 0)?;
                 step.buffers[out.0] = Some(rows);
                 Ok(())
@@ -279,6 +283,14 @@ impl CandleExecutor {
 }
 
 impl Step<'_> {
+    fn num_rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.batch.tokens.len(),
+            Rows::Outputs => self.outputs.len(),
+            Rows::Hidden => self.hidden.len(),
+        }
+    }
+
     fn buffer(&self, id: BufferId) -> Result<Tensor> {
         // A plan that reads what no op wrote is a builder's bug; say so instead of computing on zeros.
         self.buffers[id.0].clone().ok_or_else(|| Error::Unsupported(format!("a plan that reads buffer {} early", id.0)))
@@ -363,14 +375,15 @@ impl Executor for CandleExecutor {
         self.refuse_pieces(batch)?;
         let (num_rows, width) = (batch.num_outputs(), self.width());
         self.output.clear();
+        self.hidden.clear();
         match batch.numerics {
             _ if batch.tokens.is_empty() => {}
-            Numerics::Fast => self.run_to_output(batch)?,
+            Numerics::Fast => self.run(batch)?,
             // candle's matmuls choose their kernels by the number of rows.
-            Numerics::Invariant => {
-                batch.for_each_row(&mut StepBatch::default(), |row| self.run_to_output(row))?;
-            }
+            Numerics::Invariant => batch.for_each_row(&mut StepBatch::default(), |row| self.run(row))?,
         }
-        Ok(StepOutput { num_rows, width, data: &self.output })
+        let hidden_width = self.plan.hidden.map_or(0, |hidden| self.plan.buffers[hidden.0].width);
+        let hidden = HiddenRows { width: hidden_width, data: &self.hidden };
+        Ok(StepOutput { num_rows, width, data: &self.output, hidden })
     }
 }

@@ -48,11 +48,7 @@ pub(super) fn lower(
 ) -> Result<Program> {
     let mut program = ProgramBuilder::new(kernels);
     for buffer in &plan.buffers {
-        let rows = match buffer.rows {
-            crate::plan::Rows::Tokens => Rows::Tokens,
-            crate::plan::Rows::Outputs => Rows::Outputs,
-        };
-        program.buffer(buffer.width, rows);
+        program.buffer(buffer.width, rows(buffer.rows));
     }
     for cache in &plan.kv {
         program.cache(limits.pool_of(cache), cache.num_kv_heads, cache.k_dim, cache.v_dim);
@@ -72,6 +68,10 @@ pub(super) fn lower(
         lowering.op(op)?;
     }
     let output = lowering.program.span(BufId(plan.output.0));
+    if let Some(hidden) = plan.hidden {
+        let hidden = lowering.program.span(BufId(hidden.0));
+        lowering.program.hidden(hidden);
+    }
     let size = ProgramSize {
         max_tokens: limits.max_step_tokens,
         max_outputs: limits.max_step_outputs,
@@ -81,6 +81,14 @@ pub(super) fn lower(
         num_workers,
     };
     lowering.program.build(output, plan.vocab_size, size).map_err(|error| Error::Unsupported(format!("cpu: {error}")))
+}
+
+fn rows(rows: crate::plan::Rows) -> Rows {
+    match rows {
+        crate::plan::Rows::Tokens => Rows::Tokens,
+        crate::plan::Rows::Outputs => Rows::Outputs,
+        crate::plan::Rows::Hidden => Rows::Hidden,
+    }
 }
 
 fn span(columns: &Columns) -> Span {
@@ -161,10 +169,7 @@ impl Lowering<'_> {
         let part = MatMulPart { weight: self.matrix(weight)?, out, bias: self.optional_vector(bias, 0.0)? };
         let integer = self.activations == Activations::Q8 && CpuKernels::matmul_q8_supported(dtype);
         let x = if integer { MatMulX::Act(self.quantise(x)) } else { MatMulX::Float(x) };
-        let rows = match self.plan.buffers[out.buf.0].rows {
-            crate::plan::Rows::Tokens => Rows::Tokens,
-            crate::plan::Rows::Outputs => Rows::Outputs,
-        };
+        let rows = rows(self.plan.buffers[out.buf.0].rows);
         // Joins the group before it, if that is still open and on the same rows.
         if let Some(Instr::MatMul { x: group_x, parts, then: MatMulThen::Done, .. }) = self.program.last_mut() {
             let same = match (&x, &*group_x) {

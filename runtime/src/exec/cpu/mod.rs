@@ -9,9 +9,9 @@ use shimmy_kernels::cpu::program::{Program, ProgramError, SeqInput, StepInput};
 use shimmy_kernels::cpu::{CpuKernels, topology};
 
 use crate::error::{Error, Result};
-use crate::exec::batch::{OutputRows, StepBatch};
+use crate::exec::batch::StepBatch;
 use crate::exec::options::{Activations, ExecOptions};
-use crate::exec::{Executor, KvTypes, Limits, PrefixReuse, StepOutput};
+use crate::exec::{Executor, HiddenRows, KvTypes, Limits, PrefixReuse, StepOutput};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
@@ -34,12 +34,15 @@ pub struct CpuExecutor {
     prefix_reuse: PrefixReuse,
     vocab_size: usize,
     width: usize,
+    /// Of hidden states; 0 for a plan that has none beside its output.
+    hidden_width: usize,
     ropes: Vec<Rope>,
     weights: Vec<Weight>,
     // The step's input, reused.
     seqs: Vec<SeqInput>,
     seq_of_row: Vec<u32>,
     outputs: Vec<u32>,
+    hidden: Vec<u32>,
     tables: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
@@ -85,11 +88,13 @@ impl CpuExecutor {
             prefix_reuse: PrefixReuse::of(plan),
             vocab_size: plan.vocab_size,
             width: plan.buffers[plan.output.0].width,
+            hidden_width: plan.hidden.map_or(0, |hidden| plan.buffers[hidden.0].width),
             ropes,
             weights: plan.weights.clone(),
             seqs: Vec::with_capacity(limits.max_step_tokens),
             seq_of_row: Vec::with_capacity(limits.max_step_tokens),
             outputs: Vec::with_capacity(limits.max_step_outputs),
+            hidden: Vec::with_capacity(limits.max_step_tokens),
             tables,
         })
     }
@@ -120,19 +125,17 @@ impl CpuExecutor {
 }
 
 impl CpuExecutor {
-    /// Runs a checked batch and returns its rows.
-    fn run(&mut self, batch: &StepBatch) -> Result<&[f32]> {
+    /// Runs a checked batch.
+    fn run(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         self.seqs.clear();
         self.seq_of_row.clear();
         self.outputs.clear();
+        self.hidden.clear();
         for (index, seq) in batch.seqs.iter().enumerate() {
             self.seqs.push(SeqInput { rows: seq.tokens.clone(), start: seq.start, table: seq.blocks.clone() });
             self.seq_of_row.extend(seq.tokens.clone().map(|_| index as u32));
-            match seq.output {
-                OutputRows::None => {}
-                OutputRows::Last => self.outputs.push(seq.tokens.end as u32 - 1),
-                OutputRows::All => self.outputs.extend(seq.tokens.clone().map(|row| row as u32)),
-            }
+            self.outputs.extend(seq.output.logits(seq.tokens.clone()).map(|row| row as u32));
+            self.hidden.extend(seq.output.hidden(seq.tokens.clone()).map(|row| row as u32));
         }
         self.fill_ropes(batch)?;
         let input = StepInput {
@@ -142,10 +145,14 @@ impl CpuExecutor {
             blocks: &batch.blocks,
             window_blocks: &batch.window_blocks,
             outputs: &self.outputs,
+            hidden: &self.hidden,
             ropes: &self.tables,
             numerics: batch.numerics,
         };
-        self.program.run(&input).map_err(|error| Error::EngineStopped(error.to_string()))
+        self.program.run(&input).map_err(|error| Error::EngineStopped(error.to_string()))?;
+        let hidden = HiddenRows { width: self.hidden_width, data: self.program.hidden(self.hidden.len()) };
+        let (num_rows, width) = (self.outputs.len(), self.width);
+        Ok(StepOutput { num_rows, width, data: self.program.outputs(num_rows), hidden })
     }
 }
 
@@ -193,8 +200,6 @@ impl Executor for CpuExecutor {
 
     fn step(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         batch.validate(&self.limits, self.vocab_size)?;
-        let (num_rows, width) = (batch.num_outputs(), self.width);
-        let data = self.run(batch)?;
-        Ok(StepOutput { num_rows, width, data })
+        self.run(batch)
     }
 }

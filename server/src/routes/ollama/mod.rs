@@ -3,12 +3,14 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`generate`] | `POST /api/chat` and `/api/generate`: answers, loading and unloading |
+//! | [`embed`] | `POST /api/embed` and `/api/embeddings` |
 //! | [`options`] | the `options` of a request, `keep_alive` |
 //! | [`lines`] | what is sent back |
 //! | [`models`] | `GET /api/tags`, `/api/ps`, `/api/version`, `POST /api/show` |
 //! | [`details`] | what a model's file says of itself, kept so that a list needn't open every file each time |
 
 pub mod details;
+pub mod embed;
 pub mod generate;
 pub mod lines;
 pub mod models;
@@ -24,6 +26,8 @@ pub fn config(cfg: &mut web::ServiceConfig) {
     cfg.service(web::resource("/").route(web::get().to(hello)).route(web::head().to(hello)))
         .service(resource("/api/chat", Method::POST, web::route().to(generate::chat)))
         .service(resource("/api/generate", Method::POST, web::route().to(generate::generate)))
+        .service(resource("/api/embed", Method::POST, web::route().to(embed::new)))
+        .service(resource("/api/embeddings", Method::POST, web::route().to(embed::old)))
         .service(resource("/api/tags", Method::GET, web::route().to(models::tags)))
         .service(resource("/api/ps", Method::GET, web::route().to(models::ps)))
         .service(resource("/api/version", Method::GET, web::route().to(models::version)))

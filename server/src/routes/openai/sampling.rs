@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use serde_json::json;
 use shimmy_runtime::engine::{Numerics, PromptCache, Speculation};
 
 use crate::error::ApiError;
+use crate::routes::request::embed::take_deadline;
 use crate::routes::request::fields::Fields;
 use crate::routes::request::generation::{
     FREQUENCY_PENALTY, Generation, MIN_P, PRESENCE_PENALTY, REPEAT_PENALTY, TEMPERATURE, TOP_P, take_seed, take_stop,
@@ -110,7 +110,7 @@ pub fn take_generation(fields: &mut Fields) -> Result<Generation, ApiError> {
         },
         speculation: speculation(fields)?,
         priority: fields.take("priority")?.unwrap_or(0),
-        deadline: deadline(fields)?,
+        deadline: take_deadline(fields)?,
     })
 }
 
@@ -124,14 +124,6 @@ fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, ApiError> {
             let message = format!("`speculate` must be \"off\", \"ngram\" or \"draft\", got \"{other}\"");
             Err(ApiError::param("speculate", message))
         }
-    }
-}
-
-/// Milliseconds from the request's arrival at the engine.
-fn deadline(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
-    match fields.take::<u64>("deadline_ms")? {
-        Some(0) => Err(ApiError::param("deadline_ms", "`deadline_ms` must be at least 1; leave it out for none")),
-        deadline => Ok(deadline.map(Duration::from_millis)),
     }
 }
 
@@ -186,6 +178,8 @@ pub fn take_max_tokens(fields: &mut Fields, name: &'static str) -> Result<Option
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::Value;
     use shimmy_runtime::engine::{GenerateRequest, SamplingParams};
 

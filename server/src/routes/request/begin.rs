@@ -39,9 +39,7 @@ pub async fn begin(
     num_answers: NonZeroUsize,
     build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
 ) -> Result<Begun, ApiError> {
-    let running = state.gate.enter()?;
-    check_loaded(&state)?;
-    client.admit()?;
+    let running = enter(&state, &client)?;
     let started = web::block(move || {
         let model = model_for(&state, name.as_deref())?;
         let mut request = build(&model)?;
@@ -54,6 +52,17 @@ pub async fn begin(
     let (model, group, prompt_tokens) =
         started.await.map_err(|_| ApiError::server("the request could not be started; the log says why"))??;
     Ok(Begun { model, group, prompt_tokens, running })
+}
+
+/// Starts work that a shutdown waits for, if the client's limits have room.
+///
+/// # Errors
+/// 503 while starting or shutting down, 429 over the limits.
+pub fn enter(state: &AppState, client: &Client) -> Result<Running, ApiError> {
+    let running = state.gate.enter()?;
+    check_loaded(state)?;
+    client.admit()?;
+    Ok(running)
 }
 
 /// Refuses what would only wait for the model of the start.

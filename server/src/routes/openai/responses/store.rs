@@ -1,0 +1,223 @@
+//! Kept responses. They are in memory, and bounded: the oldest go first, and all go with the server.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix_web::HttpRequest;
+use serde_json::Value;
+
+/// Most responses.
+pub const MAX_RESPONSES: usize = 1000;
+/// Most bytes of their texts and objects.
+pub const MAX_BYTES: usize = 64 << 20;
+/// How long one is kept.
+pub const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// A response with all that later requests may ask for.
+#[derive(Debug)]
+pub struct Kept {
+    /// As its client got it.
+    pub object: Value,
+    /// What its request said, as it is listed.
+    pub items: Vec<Value>,
+    /// The whole conversation up to the answer and with it, as templates read it.
+    pub messages: Vec<Value>,
+}
+
+impl Kept {
+    /// What it takes, near enough: as JSON, with a surcharge for each message.
+    fn bytes(&self) -> usize {
+        let values = self.items.iter().chain(&self.messages).chain([&self.object]);
+        values.map(|value| value.to_string().len() + 64).sum()
+    }
+}
+
+/// Whose a response is. Clients without a key are all one: they need the id, which can't be guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner(Option<u64>);
+
+#[derive(Debug)]
+struct Entry {
+    kept: Arc<Kept>,
+    owner: Owner,
+    since: Instant,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_id: HashMap<String, Entry>,
+    /// Oldest first; those that were deleted are skipped.
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Entries {
+    fn remove(&mut self, id: &str) -> Option<Entry> {
+        let entry = self.by_id.remove(id)?;
+        self.bytes -= entry.bytes;
+        Some(entry)
+    }
+
+    /// Drops the oldest for as long as one is too old or there are too many.
+    fn trim(&mut self, now: Instant, limits: &Limits) {
+        while let Some(oldest) = self.order.front() {
+            if let Some(entry) = self.by_id.get(oldest) {
+                let is_old = now.duration_since(entry.since) > limits.age;
+                if !is_old && self.by_id.len() <= limits.responses && self.bytes <= limits.bytes {
+                    return;
+                }
+            }
+            if let Some(oldest) = self.order.pop_front() {
+                self.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    responses: usize,
+    bytes: usize,
+    age: Duration,
+}
+
+/// The responses that are kept.
+#[derive(Debug)]
+pub struct ResponseStore {
+    entries: Mutex<Entries>,
+    limits: Limits,
+    /// Keys of clients are remembered by a hash with these, which nobody else has.
+    hasher: RandomState,
+}
+
+impl Default for ResponseStore {
+    fn default() -> Self {
+        Self::with_limits(MAX_RESPONSES, MAX_BYTES, MAX_AGE)
+    }
+}
+
+impl ResponseStore {
+    fn with_limits(responses: usize, bytes: usize, age: Duration) -> Self {
+        let limits = Limits { responses, bytes, age };
+        Self { entries: Mutex::default(), limits, hasher: RandomState::new() }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.trim(Instant::now(), &self.limits);
+        entries
+    }
+
+    /// By the key that a request carries. Addresses change, and keys don't.
+    pub fn owner(&self, request: &HttpRequest) -> Owner {
+        let keys = ["authorization", "x-api-key"].map(|name| request.headers().get(name));
+        if keys.iter().all(Option::is_none) {
+            return Owner(None);
+        }
+        let mut hasher = self.hasher.build_hasher();
+        for key in keys {
+            let key = key.map_or(&[][..], |key| key.as_bytes());
+            hasher.write_usize(key.len());
+            hasher.write(key);
+        }
+        Owner(Some(hasher.finish()))
+    }
+
+    /// Keeps a response. One that is larger than all may be isn't kept.
+    pub fn insert(&self, id: String, owner: Owner, kept: Kept) {
+        let bytes = kept.bytes();
+        if bytes > self.limits.bytes {
+            tracing::warn!("a response of {bytes} bytes is too large to be kept");
+            return;
+        }
+        let mut entries = self.entries();
+        entries.bytes += bytes;
+        entries.order.push_back(id.clone());
+        entries.by_id.insert(id, Entry { kept: Arc::new(kept), owner, since: Instant::now(), bytes });
+        entries.trim(Instant::now(), &self.limits);
+    }
+
+    /// The response with this id, if it is this client's: others can't tell it from one that there isn't.
+    pub fn get(&self, id: &str, owner: Owner) -> Option<Arc<Kept>> {
+        let entries = self.entries();
+        entries.by_id.get(id).filter(|entry| entry.owner == owner).map(|entry| Arc::clone(&entry.kept))
+    }
+
+    /// Forgets it; whether it was there and this client's.
+    pub fn remove(&self, id: &str, owner: Owner) -> bool {
+        let mut entries = self.entries();
+        if entries.by_id.get(id).is_none_or(|entry| entry.owner != owner) {
+            return false;
+        }
+        entries.order.retain(|known| known != id);
+        entries.remove(id).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+    use serde_json::json;
+
+    use super::*;
+
+    fn kept(text: &str) -> Kept {
+        Kept { object: json!(text), items: Vec::new(), messages: Vec::new() }
+    }
+
+    const NOBODY: Owner = Owner(None);
+
+    #[test]
+    fn the_oldest_go_first() {
+        let store = ResponseStore::with_limits(3, 1000, MAX_AGE);
+        for id in ["a", "b", "c"] {
+            store.insert(id.into(), NOBODY, kept(id));
+        }
+        assert!(store.remove("b", NOBODY) && !store.remove("b", NOBODY));
+        store.insert("d".into(), NOBODY, kept("d"));
+        assert!(store.get("a", NOBODY).is_some(), "there are three");
+        store.insert("e".into(), NOBODY, kept("e"));
+        assert!(store.get("a", NOBODY).is_none() && store.get("c", NOBODY).is_some());
+        // 800 bytes leave room for two small ones beside them.
+        store.insert("f".into(), NOBODY, kept(&"x".repeat(800)));
+        assert!(store.get("c", NOBODY).is_none() && store.get("f", NOBODY).is_some());
+        store.insert("g".into(), NOBODY, kept(&"x".repeat(2000)));
+        assert!(
+            store.get("g", NOBODY).is_none() && store.get("f", NOBODY).is_some(),
+            "it isn't kept, and drives nobody out"
+        );
+        let entries = store.entries();
+        assert_eq!(entries.bytes, entries.by_id.values().map(|entry| entry.bytes).sum::<usize>());
+        assert_eq!(entries.by_id.len(), entries.order.len());
+    }
+
+    #[test]
+    fn they_expire() {
+        let store = ResponseStore::with_limits(3, 1000, Duration::ZERO);
+        store.insert("a".into(), NOBODY, kept("a"));
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(store.get("a", NOBODY).is_none());
+        assert_eq!(store.entries().bytes, 0);
+    }
+
+    #[test]
+    fn nobody_sees_anothers() {
+        let store = ResponseStore::default();
+        let owner = |name: &'static str, key: &'static str| {
+            store.owner(&TestRequest::default().insert_header((name, key)).to_http_request())
+        };
+        let (ann, bob) = (owner("authorization", "Bearer ann"), owner("authorization", "Bearer bob"));
+        assert_eq!(ann, owner("authorization", "Bearer ann"));
+        assert!(ann != owner("x-api-key", "Bearer ann"));
+        assert_eq!(store.owner(&TestRequest::default().to_http_request()), NOBODY);
+        store.insert("a".into(), ann, kept("a"));
+        for other in [bob, NOBODY] {
+            assert!(store.get("a", other).is_none() && !store.remove("a", other));
+        }
+        assert!(store.get("a", ann).is_some());
+    }
+}
