@@ -106,6 +106,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         .configure(routes::openai::config)
         .configure(routes::anthropic::config)
         .configure(routes::ollama::config)
+        .configure(routes::page::config)
         .default_service(web::to(routes::not_found));
 }
 

@@ -7,6 +7,7 @@
 //! | [`metrics`] | `GET /metrics` |
 //! | [`ollama`] | `/api/…` |
 //! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/models` |
+//! | [`page`] | `/`, the chat page, and `/ui/…`, its files |
 //! | [`request`] | what they share |
 
 pub mod anthropic;
@@ -14,6 +15,7 @@ pub mod health;
 pub mod metrics;
 pub mod ollama;
 pub mod openai;
+pub mod page;
 pub mod request;
 
 use actix_web::http::header::{ALLOW, HeaderValue};

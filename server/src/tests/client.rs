@@ -49,9 +49,14 @@ pub(super) struct Open {
 
 /// Sends a request and reads the response's head.
 pub(super) fn open(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Open {
+    open_with(address, method, path, "", body)
+}
+
+/// The same with more header lines, each with its line end.
+pub(super) fn open_with(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Open {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    send(&mut stream, method, path, body);
+    send_with(&mut stream, method, path, headers, body);
     let mut reader = BufReader::new(stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -63,8 +68,14 @@ pub(super) fn open(address: SocketAddr, method: &str, path: &str, body: &[u8]) -
 
 /// Sends a request and reads nothing.
 pub(super) fn send(stream: &mut TcpStream, method: &str, path: &str, body: &[u8]) {
-    let head =
-        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    send_with(stream, method, path, "", body);
+}
+
+fn send_with(stream: &mut TcpStream, method: &str, path: &str, headers: &str, body: &[u8]) {
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+    );
     // The server may refuse a large body before it is sent.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
 }
@@ -79,6 +90,16 @@ impl Open {
         self.reader.read_exact(&mut chunk).unwrap();
         chunk.truncate(size);
         (size > 0).then_some(chunk)
+    }
+
+    /// Of the answer to `HEAD`, which has no body: the status, and how long the body would be.
+    pub(super) fn finish_head(self) -> (u16, Option<usize>) {
+        let Open { mut reader, status, head } = self;
+        let mut body = Vec::new();
+        reader.read_to_end(&mut body).unwrap();
+        assert!(body.is_empty(), "{body:?}");
+        let reply = Reply { status, head, body: String::new() };
+        (status, reply.header("content-length").map(|length| length.parse().unwrap()))
     }
 
     /// Reads to the end. Each chunk must be UTF-8 by itself: no character is split.

@@ -11,5 +11,6 @@ mod harness;
 mod load;
 mod metrics;
 mod ollama;
+mod page;
 mod requests;
 mod streams;
