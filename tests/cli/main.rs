@@ -17,5 +17,7 @@ mod clients;
 mod commands;
 mod drafting;
 mod models;
+mod page;
 mod readme;
 mod serve;
+mod tools;

@@ -17,7 +17,7 @@ const RULE = /^([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const ITEM = /^(?:[-*+]|(\d{1,9})[.)])([ \t]+|$)/;
 const DELIMITER_ROW = /^\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 /** What may become one of the above when more comes. */
-const MAYBE_MARKER = /^(?:`{1,2}$|~{1,2}$|`{3}|~{3}|#{1,6}$|([-*_])(?:[ \t]*\1)*[ \t]*$|[-*+][ \t]*$|\d{1,9}(?:[.)][ \t]*)?$|>$)/;
+const MAYBE_MARKER = /^(?:`{1,2}$|~{1,2}$|`{3}|~{3}|#{1,6}[ \t]*$|([-*_])(?:[ \t]*\1)*[ \t]*$|[-*+][ \t]*$|\d{1,9}(?:[.)][ \t]*)?$|>$)/;
 
 function cells(row) {
   const inner = row.trim().replace(/^\|/, '').replace(/(?<!\\)\|$/, '');
@@ -178,7 +178,9 @@ export class MarkdownStream {
         const part = text.slice(at, Math.min(end, at + MAX_UNDECIDED + 1 - this.#line.length));
         this.#line += part;
         at += part.length;
-        this.#isFlowing = this.#begin(at === newline);
+        const isTooLong = this.#line.length > MAX_UNDECIDED;
+        this.#isFlowing = this.#begin(at === newline && !isTooLong);
+        if (isTooLong && !this.#isFlowing) this.#isFlowing = this.#text(this.#line, 0, true);
       }
       if (at === newline) {
         this.#endLine();
@@ -220,12 +222,12 @@ export class MarkdownStream {
 
   /** Finds out what the line is, and does it. True when it is clear and the rest may flow. */
   #begin(isWhole) {
-    if (this.#line.length > MAX_UNDECIDED) return this.#text(this.#line, 0, true);
     let rest = this.#line;
     let depth = 0;
     for (; depth < this.#stack.length; depth += 1) {
       const container = this.#stack[depth];
-      const spaces = /^ */.exec(rest.replaceAll('\t', '    '))[0].length;
+      const wide = rest.replace(/^[ \t]+/, (indent) => indent.replaceAll('\t', '    '));
+      const spaces = /^ */.exec(wide)[0].length;
       const isBlank = rest.trim() === '';
       if (isBlank && !isWhole) return false;
       if (container.kind === 'quote') {
@@ -237,7 +239,7 @@ export class MarkdownStream {
         rest = '';
       } else if (spaces >= Math.min(container.indent, 2)) {
         // Models often indent by two what is below `1. `.
-        rest = rest.replaceAll('\t', '    ').slice(Math.min(spaces, container.indent));
+        rest = wide.slice(Math.min(spaces, container.indent));
       } else {
         break;
       }

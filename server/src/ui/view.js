@@ -45,7 +45,7 @@ function ending(message) {
     case 'stop':
       return '';
     case 'length':
-      return 'Cut off: it reached the limit of tokens. Raise “Max tokens” in the settings, or if that is empty, start a new chat: the context is full.';
+      return 'Cut off: it reached the limit of tokens, which is “Max tokens” in the settings or else the model’s context.';
     case 'stopped':
       return 'Stopped.';
     default:
