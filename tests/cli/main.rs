@@ -16,6 +16,7 @@ mod binary;
 mod clients;
 mod commands;
 mod drafting;
+mod ecosystem;
 mod models;
 mod page;
 mod readme;
