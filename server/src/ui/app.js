@@ -423,7 +423,8 @@ function askForKey(why, retry) {
   $('key').select();
 }
 
-function saveKey() {
+function saveKey(event) {
+  event.preventDefault();
   key = $('key').value.trim();
   if (key) session?.setItem(KEY, key);
   else session?.removeItem(KEY);
@@ -505,8 +506,7 @@ function wire() {
   });
   on('reset-sampling', 'click', () => showSampling({}));
   on('change-key', 'click', () => askForKey('Only servers that were started with API keys want one.', null));
-  on('save-key', 'click', saveKey);
-  on('key', 'keydown', (event) => event.key === 'Enter' && saveKey());
+  on('key-form', 'submit', saveKey);
   wireDialog($('settings'));
   wireDialog($('key-dialog'));
   document.addEventListener('keydown', onKey);
