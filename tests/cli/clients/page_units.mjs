@@ -192,7 +192,7 @@ for (let i = 0; i < 1200; i += 1) {
 // Past every bound: long spans, long runs, long lines whose kind is never clear.
 texts.push(`**${'a '.repeat(700)}** *b*`, '*'.repeat(3000), `\`${'x'.repeat(2500)}\``, `\`\`\`${'i'.repeat(3000)}\nx\n\`\`\``,
   `|${'c'.repeat(3000)}|\n|-|\n`, `| a |\n|-|\n|${'c'.repeat(3000)}|\n`, ' '.repeat(5000), '- '.repeat(1500), '> '.repeat(1500),
-  `[${'l'.repeat(990)}](https://a.b) `.repeat(5), 'word **bold** `code` https://a.b/c '.repeat(300));
+  `[${'l'.repeat(990)}](https://a.b) `.repeat(5), `**${'x '.repeat(490)}end** and [${'l'.repeat(900)}](https://a.b/${'p'.repeat(60)}) `.repeat(4), 'word **bold** `code` https://a.b/c '.repeat(300));
 for (const text of texts) {
   const whole = draw(text);
   for (const most of [1, 3, 17, 400]) assert.equal(drawInPieces(text, most), whole, JSON.stringify(text.slice(0, 300)));
