@@ -69,7 +69,8 @@ pub(crate) fn script(name: &str) -> PathBuf {
 
 /// Runs a client to its end, which must be a good one.
 pub(crate) fn run(program: impl AsRef<OsStr>, args: &[&OsStr]) {
-    let output = Command::new(program).args(args).output().unwrap();
+    // Python would leave its caches beside the scripts.
+    let output = Command::new(program).args(args).env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
     assert!(stdout.ends_with("all good\n"), "{stdout}");
