@@ -141,6 +141,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
         .configure(routes::ollama::config)
         .configure(routes::openapi::config)
         .configure(routes::native::config)
+        .configure(routes::page::config)
         .default_service(web::to(routes::not_found));
 }
 

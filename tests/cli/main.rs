@@ -1,4 +1,5 @@
-//! The real binary, from the outside: command line, server, the official OpenAI client, and every command of the README.
+//! The real binary, from the outside: command line, server, clients that people use, the chat page in a browser, and every
+//! command of the README.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +17,10 @@ mod binary;
 mod clients;
 mod commands;
 mod drafting;
+mod ecosystem;
 mod models;
+mod page;
 mod readme;
 mod serve;
 mod settings;
+mod tools;

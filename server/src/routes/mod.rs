@@ -9,6 +9,7 @@
 //! | [`ollama`] | `/api/…` |
 //! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/v1/rerank`, `/v1/models` |
 //! | [`openapi`] | `GET /openapi.json`, `GET /docs` |
+//! | [`page`] | `/`, the chat page, and `/ui/…`, its files |
 //! | [`request`] | what they share |
 
 pub mod anthropic;
@@ -18,6 +19,7 @@ pub mod native;
 pub mod ollama;
 pub mod openai;
 pub mod openapi;
+pub mod page;
 pub mod request;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -93,9 +93,9 @@ pub(super) fn send(stream: &mut TcpStream, method: &str, path: &str, body: &[u8]
 }
 
 fn send_with(stream: &mut TcpStream, method: &str, path: &str, headers: &str, body: &[u8]) {
+    let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n",
-        body.len()
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
     );
     // The server may refuse a large body before it is sent.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
@@ -111,6 +111,16 @@ impl<R: Read> Open<R> {
         self.reader.read_exact(&mut chunk).unwrap();
         chunk.truncate(size);
         (size > 0).then_some(chunk)
+    }
+
+    /// Of the answer to `HEAD`, which has no body: the status, and how long the body would be.
+    pub(super) fn finish_head(self) -> (u16, Option<usize>) {
+        let Open { mut reader, status, head } = self;
+        let mut body = Vec::new();
+        reader.read_to_end(&mut body).unwrap();
+        assert!(body.is_empty(), "{body:?}");
+        let reply = Reply { status, head, body: String::new() };
+        (status, reply.header("content-length").map(|length| length.parse().unwrap()))
     }
 
     /// Reads to the end. Each chunk must be UTF-8 by itself: no character is split.

@@ -16,6 +16,7 @@ mod metrics;
 mod native;
 mod native_generate;
 mod ollama;
+mod page;
 mod requests;
 mod rerank;
 mod responses;

@@ -23,8 +23,7 @@ use crate::routes::resource;
 
 /// Registers the resources.
 pub fn config(cfg: &mut web::ServiceConfig) {
-    cfg.service(web::resource("/").route(web::get().to(hello)).route(web::head().to(hello)))
-        .service(resource("/api/chat", Method::POST, web::route().to(generate::chat)))
+    cfg.service(resource("/api/chat", Method::POST, web::route().to(generate::chat)))
         .service(resource("/api/generate", Method::POST, web::route().to(generate::generate)))
         .service(resource("/api/embed", Method::POST, web::route().to(embed::new)))
         .service(resource("/api/embeddings", Method::POST, web::route().to(embed::old)))
@@ -34,7 +33,7 @@ pub fn config(cfg: &mut web::ServiceConfig) {
         .service(resource("/api/show", Method::POST, web::route().to(models::show)));
 }
 
-/// By this answer clients find out whether a server is there.
-async fn hello() -> HttpResponse {
+/// By this answer at `/` clients find out whether a server is there.
+pub fn hello() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("Ollama is running")
 }
