@@ -12,7 +12,7 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 
 use super::ollama;
 use crate::error::ApiError;
-use crate::routes::resource;
+use crate::routes::resource_of;
 
 /// What the page may do: run its own scripts and talk to its own server, and nothing else. An answer that got past the
 /// renderer still couldn't run, nor fetch a picture that tells somebody what was asked.
@@ -86,9 +86,8 @@ impl Asset {
 
 /// Registers the resources.
 pub fn config(cfg: &mut web::ServiceConfig) {
-    let both = |path, route: fn() -> actix_web::Route| {
-        resource(path, Method::GET, route()).route(route().method(Method::HEAD))
-    };
+    let both =
+        |path, route: fn() -> actix_web::Route| resource_of(path, [(Method::GET, route()), (Method::HEAD, route())]);
     cfg.service(both("/", || web::route().to(index))).service(both("/ui/{name}", || web::route().to(file)));
 }
 

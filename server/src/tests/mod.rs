@@ -16,6 +16,7 @@ mod metrics;
 mod native;
 mod native_generate;
 mod ollama;
+mod openapi;
 mod page;
 mod requests;
 mod rerank;

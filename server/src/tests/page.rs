@@ -11,7 +11,8 @@ fn browsers_get_the_page_and_programs_what_ollama_says() {
     let page = open_with(server.address, "GET", "/", BROWSER, b"").finish();
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(page.body.starts_with("<!doctype html>") && page.body.contains("id=\"question\""), "{}", page.body);
-    assert_eq!(page.header("vary"), Some("accept"));
+    let vary = page.header("vary").unwrap();
+    assert!(vary.split(", ").any(|name| name == "accept"), "{vary}");
     let policy = page.header("content-security-policy").unwrap();
     for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
         assert!(policy.split("; ").any(|found| found == part), "{policy}");
@@ -25,7 +26,7 @@ fn browsers_get_the_page_and_programs_what_ollama_says() {
     for headers in ["", "accept: */*\r\n", "accept: application/json\r\n"] {
         let reply = open_with(server.address, "GET", "/", headers, b"").finish();
         assert_eq!((reply.status, reply.body.as_str()), (200, "Ollama is running"), "{headers}");
-        assert_eq!(reply.header("vary"), Some("accept"));
+        assert!(reply.header("vary").unwrap().starts_with("accept"), "{:?}", reply.header("vary"));
     }
     for (headers, length) in [("", "Ollama is running".len()), (BROWSER, page.body.len())] {
         let head = open_with(server.address, "HEAD", "/", headers, b"");

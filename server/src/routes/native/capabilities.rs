@@ -29,7 +29,9 @@ async fn capabilities(state: web::Data<AppState>) -> HttpResponse {
         json!({"name": range.name, "min": range.min, "max": max})
     });
     let others = OTHER_PARAMETERS.iter().map(|name| json!({"name": name}));
-    let endpoints = endpoints().into_iter().map(|(path, methods)| json!({"path": readable(&path), "methods": methods}));
+    // The files of the page are for the page.
+    let endpoints = endpoints().into_iter().filter(|(path, _)| !path.starts_with("/ui/"));
+    let endpoints = endpoints.map(|(path, methods)| json!({"path": readable(&path), "methods": methods}));
     HttpResponse::Ok().json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "formats": ["gguf", "safetensors"],

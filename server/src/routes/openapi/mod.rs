@@ -179,7 +179,6 @@ fn meaning(status: u16) -> &'static str {
         429 => "Too much at once; Retry-After says when to come back",
         431 => "The headers are too large",
         500 => "Our fault; the log says more",
-        501 => "This server doesn't do that",
         503 => "Not now: loading, shutting down, or out of memory",
         504 => "The deadline of the request passed",
         _ => "",

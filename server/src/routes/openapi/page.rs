@@ -58,7 +58,7 @@ fn endpoint(page: &mut String, document: &Value, path: &str, method: &str, opera
     let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
     if schema.is_object() {
         page.push_str("<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>");
-        fields(page, document, resolve(document, schema));
+        fields(page, document, resolve(document, schema), "");
         page.push_str("</table>");
     }
     page.push_str("<table><tr><th>Status</th><th>Meaning</th></tr>");
@@ -69,19 +69,32 @@ fn endpoint(page: &mut String, document: &Value, path: &str, method: &str, opera
     page.push_str("</table></details>");
 }
 
-/// A row for each field; those of parts (`allOf`) too.
-fn fields(page: &mut String, document: &Value, schema: &Value) {
+/// A row for each field; those of parts (`allOf`) too, and those of objects in it under both names.
+fn fields(page: &mut String, document: &Value, schema: &Value, within: &str) {
     for part in schema["allOf"].as_array().into_iter().flatten() {
-        fields(page, document, resolve(document, part));
+        fields(page, document, resolve(document, part), within);
     }
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let mark = if required.contains(&name.as_str()) { " (required)" } else { "" };
         let meaning = field["description"].as_str().or_else(|| resolve(document, field)["description"].as_str());
-        let (name, kind) = (escape(name), escape(&kind(document, field)));
+        let path = format!("{within}{name}");
+        let (name, kind) = (escape(&path), escape(&kind(document, field)));
         let meaning = marked(meaning.unwrap_or_default());
         push(page, format_args!("<tr><td><code>{name}</code>{mark}</td><td>{kind}</td><td>{meaning}</td></tr>"));
+        let inner = object_in(document, field);
+        // One level is all that requests have.
+        if within.is_empty() && inner["properties"].is_object() {
+            fields(page, document, inner, &format!("{path}."));
+        }
     }
+}
+
+/// The object that a field is, or may be if it is there.
+fn object_in<'a>(document: &'a Value, field: &'a Value) -> &'a Value {
+    let alternatives = field["oneOf"].as_array().into_iter().flatten();
+    let found = alternatives.map(|one| resolve(document, one)).find(|one| one["properties"].is_object());
+    found.unwrap_or_else(|| resolve(document, field))
 }
 
 /// A type in a word or two, and its range.
