@@ -6,6 +6,7 @@
 mod access;
 mod anthropic;
 mod client;
+mod compatibility;
 mod disconnect;
 mod drain;
 mod embeddings;

@@ -24,7 +24,7 @@ fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
 }
 
 /// `/v1/models/{id:.+}` is `/v1/models/{id}`; of parts of the page only the page is for clients.
-fn listed(pattern: &str) -> String {
+pub(super) fn listed(pattern: &str) -> String {
     let mut path = String::new();
     for part in pattern.split_inclusive('}') {
         match part.split_once('{') {
