@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -28,6 +29,8 @@ use crate::ids;
 
 /// Lines that wait for the disk.
 const QUEUED_LINES: usize = 4096;
+/// After the end of the server.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// Longer identifiers of clients are replaced.
 const MAX_ID: usize = 128;
 /// Of a request's body that is logged.
@@ -37,9 +40,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Where lines go.
 #[derive(Debug)]
 pub struct AccessLog {
-    lines: SyncSender<Vec<u8>>,
+    /// `None` while it is dropped.
+    lines: Option<SyncSender<Vec<u8>>>,
     lost: Arc<AtomicU64>,
     with_bodies: bool,
+    writer: JoinHandle<()>,
+}
+
+impl Drop for AccessLog {
+    /// The last lines get some time to be written.
+    fn drop(&mut self) {
+        self.lines = None;
+        let start = Instant::now();
+        while !self.writer.is_finished() && start.elapsed() < LAST_LINES {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl AccessLog {
@@ -51,12 +67,12 @@ impl AccessLog {
         let (lines, receiver) = mpsc::sync_channel(QUEUED_LINES);
         let lost = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&lost);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || {
             if let Err(error) = write_lines(&receiver, BufWriter::new(out), &counted) {
                 tracing::error!("the access log ends: {error}");
             }
         })?;
-        Ok(Self { lines, lost, with_bodies })
+        Ok(Self { lines: Some(lines), lost, with_bodies, writer })
     }
 
     /// Whether requests' bodies are logged.
@@ -68,13 +84,9 @@ impl AccessLog {
         // Text and numbers always serialise.
         let Ok(mut line) = serde_json::to_vec(record) else { return };
         line.push(b'\n');
-        match self.lines.try_send(line) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-            }
-            // The writer has said why it ended.
-            Err(TrySendError::Disconnected(_)) => {}
+        // Without a receiver the writer has said why it ended.
+        if let Some(Err(TrySendError::Full(_))) = self.lines.as_ref().map(|lines| lines.try_send(line)) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

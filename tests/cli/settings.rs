@@ -102,7 +102,8 @@ fn keys_are_made_listed_used_and_taken_away() {
     let list: Value = serde_json::from_str(&key(&["list", "--json"]).stdout).unwrap();
     assert_eq!((&list[0]["name"], &list[0]["requests_per_minute"]), (&"ann".into(), &100.into()));
 
-    let server = Server::start_with(&model, &["--api-key-file", file]);
+    let log = folder.path().join("access.jsonl");
+    let server = Server::start_with(&model, &["--api-key-file", file, "--access-log", log.to_str().unwrap()]);
     let status = |key: &str| {
         let request = ureq::get(format!("{}/v1/models", server.url)).header("authorization", format!("Bearer {key}"));
         match request.call() {
@@ -120,6 +121,14 @@ fn keys_are_made_listed_used_and_taken_away() {
     }
     assert!(key(&["remove", "eve"]).stderr.contains("bob"));
     assert_eq!(server.terminate(), Some(0));
+    // All of it, though the server has ended.
+    let log = fs::read_to_string(log).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_models: Vec<&Value> = lines.iter().filter(|line| line["path"] == "/v1/models").collect();
+    assert_eq!((&of_models[0]["key"], &of_models[0]["status"]), (&"ann".into(), &200.into()));
+    let last = of_models.last().unwrap();
+    assert_eq!((&last["key"], &last["error"]), (&Value::Null, &"invalid_api_key".into()));
+    assert!(!log.contains(&ann));
 }
 
 /// A GET on an open connection: the response.

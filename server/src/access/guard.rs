@@ -14,8 +14,8 @@ use super::quota::{Quota, Reading};
 use crate::app::AppState;
 use crate::error::{ApiError, Protocol};
 
-/// What needs no key: whether the server is there, and the page, which asks its reader for one.
-const OPEN: [&str; 5] = ["/", "/health", "/ready", "/favicon.ico", "/docs"];
+/// What needs no key: whether the server is there, what can be asked, and the page, which asks its reader for a key.
+const OPEN: [&str; 5] = ["/", "/health", "/ready", "/docs", "/openapi.json"];
 const OPEN_FOLDER: &str = "/ui/";
 
 /// On connections through a Unix socket, which no page of a browser can open.

@@ -140,6 +140,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             tracing::warn!(model = model.name, "it didn't end in time");
         }
     }
+    // With it the access log, whose last lines are written then.
+    drop(state_at_end);
     let failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     match failed {
         Some(error) => Err(error),
