@@ -55,7 +55,9 @@ pub(super) struct Layered {
 /// # Errors
 /// When the file can't be read, has a key that no command knows, or a value that the command doesn't take.
 pub(super) fn layer(command: Command, args: &[OsString]) -> Result<Layered, UsageError> {
-    let explicit = command.clone().ignore_errors(true).try_get_matches_from(args).ok();
+    // What is wrong on the command line is said later; `--deterministic=false` isn't, if the file says true.
+    let lenient = command.clone().ignore_errors(true).mut_subcommands(|command| command.mut_args(switch));
+    let explicit = lenient.try_get_matches_from(args).ok();
     let named = explicit.as_ref().and_then(|matches| matches.try_get_one::<OsString>("config").ok().flatten());
     let file = ConfigFile::find(named.map(Path::new), |name| std::env::var_os(name)).map_err(UsageError)?;
     let unlayered = Layered { command, places: BTreeMap::new() };
@@ -176,18 +178,20 @@ fn is_overridden(command: &Command, id: &str, matches: Option<&ArgMatches>) -> b
     })
 }
 
+/// `--deterministic=false` takes back what the file says.
+fn switch(arg: Arg) -> Arg {
+    if !matches!(arg.get_action(), ArgAction::SetTrue) {
+        return arg;
+    }
+    arg.action(ArgAction::Set)
+        .value_parser(BoolishValueParser::new())
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+}
+
 fn with_default(arg: Arg, values: &[String]) -> Arg {
-    let arg = if matches!(arg.get_action(), ArgAction::SetTrue) {
-        // `--deterministic=false` takes back what the file says.
-        arg.action(ArgAction::Set)
-            .value_parser(BoolishValueParser::new())
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-    } else {
-        arg
-    };
-    arg.default_values(values.iter().map(|value| ClapStr::from(OsString::from(value))))
+    switch(arg).default_values(values.iter().map(|value| ClapStr::from(OsString::from(value))))
 }
 
 /// Runs the command.
