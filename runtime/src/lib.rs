@@ -14,6 +14,7 @@ pub mod exec;
 pub mod kv;
 pub mod loader;
 pub mod measure;
+mod memory;
 pub mod models;
 pub mod plan;
 pub mod sample;

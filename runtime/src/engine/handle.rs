@@ -305,7 +305,10 @@ impl Engine {
         let thread_name = format!("engine {}", name.replace('\0', ""));
         std::thread::Builder::new()
             .name(thread_name)
-            .spawn(move || worker.run())
+            .spawn(move || {
+                worker.run();
+                crate::memory::give_back();
+            })
             .map_err(|error| Error::EngineStopped(format!("no thread for `{name}`: {error}")))?;
         Ok(Self {
             inner: Arc::new(Inner {

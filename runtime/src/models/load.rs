@@ -121,6 +121,17 @@ pub struct LoadedModel {
     /// How long the load took.
     pub load_time: Duration,
     keeps_on_disk: bool,
+    /// The last field: it is dropped when all others are. (The engine's thread may end before or after that, and does the same.)
+    _freed: GivesBack,
+}
+
+/// Gives the system back what was freed before it is dropped.
+struct GivesBack;
+
+impl Drop for GivesBack {
+    fn drop(&mut self) {
+        crate::memory::give_back();
+    }
 }
 
 impl LoadedModel {
@@ -299,6 +310,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         threads,
         load_time,
         keeps_on_disk,
+        _freed: GivesBack,
     })
 }
 

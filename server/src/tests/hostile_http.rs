@@ -370,3 +370,24 @@ fn methods_and_paths_that_are_not_there_say_so() {
     }
     assert_as_before(&server);
 }
+
+#[test]
+#[ignore = "it does: actix times only the first head of a connection, and clears the time to keep it alive at the first byte"]
+fn a_second_head_that_stops_does_not_hold_its_connection() {
+    let server = TestServer::start_within(spelling("x"), Limits { head: Duration::from_secs(2), ..test_limits() });
+    for half in ["G", "GET /health HTTP/1.1\r\nhost: x\r\nx-slow: aaa", "POST /tokenize HTTP/1.1\r\n"] {
+        let mut stream = connect(server.address);
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            let mut piece = [0; 4096];
+            let length = stream.read(&mut piece).unwrap();
+            assert!(length > 0, "{half:?}: {:?}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&piece[..length]);
+        }
+        stream.write_all(half.as_bytes()).unwrap();
+        let answer = rest(&mut stream);
+        assert!(answer.is_empty() || statuses(&answer) == [408], "{half:?}: {answer}");
+    }
+    assert_as_before(&server);
+}
