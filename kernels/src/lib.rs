@@ -5,12 +5,14 @@
 //! | [`quant`] | block formats: layout, scalar quantise, dequantise and dot (the reference) |
 //! | [`cpu`] | SIMD kernels behind a table picked once at start; the worker team |
 //! | [`candle`] | the matmuls as candle `CustomOp`s |
+//! | [`memory`] | freed memory, back to the system |
 //! | `cuda` | the CUDA driver, found at run time (feature `cuda`) |
 
 pub mod candle;
 pub mod cpu;
 pub mod cuda;
 pub mod error;
+pub mod memory;
 pub mod quant;
 
 pub use error::{Error, Result};

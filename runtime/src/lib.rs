@@ -14,7 +14,6 @@ pub mod exec;
 pub mod kv;
 pub mod loader;
 pub mod measure;
-mod memory;
 pub mod models;
 pub mod plan;
 pub mod sample;

@@ -23,7 +23,6 @@ fn post(url: &str, body: &Value) -> Value {
 }
 
 #[test]
-#[ignore = "it was free memory in glibc's arenas, which goes back to the system now; this has not been run since"]
 fn a_hundred_loads_leave_nothing_behind() {
     let Some(model) = crate::model() else { return };
     let server = Server::start_with(&model, &["--kv-tokens", "4096", "--threads", "2", "--queue", "64"]);

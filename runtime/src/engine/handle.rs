@@ -307,7 +307,7 @@ impl Engine {
             .name(thread_name)
             .spawn(move || {
                 worker.run();
-                crate::memory::give_back();
+                shimmy_kernels::memory::give_back();
             })
             .map_err(|error| Error::EngineStopped(format!("no thread for `{name}`: {error}")))?;
         Ok(Self {

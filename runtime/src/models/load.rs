@@ -130,7 +130,7 @@ struct GivesBack;
 
 impl Drop for GivesBack {
     fn drop(&mut self) {
-        crate::memory::give_back();
+        shimmy_kernels::memory::give_back();
     }
 }
 

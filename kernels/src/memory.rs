@@ -4,9 +4,8 @@
 ///
 /// glibc keeps freed memory in arenas, one for about each thread, and returns only what lies at an arena's end. A model is loaded
 /// by whichever thread was asked and freed by several, so that each arena would keep the most that a load ever took of it: after
-/// a few dozen loads, more than the model itself. It takes milliseconds; call it when much has been freed at once.
-#[allow(unsafe_code, reason = "the standard library has no call for it")]
-pub(crate) fn give_back() {
+/// a few dozen loads, more than the model itself. It walks all arenas: call it when much has been freed at once, and never in a step.
+pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
