@@ -1,7 +1,6 @@
-"""schemathesis over a server's OpenAPI document: fuzz_api.py open|locked URL MODEL FOLDER LEAST_CASES
+"""schemathesis over a server's OpenAPI document: fuzz_api.py URL MODEL FOLDER LEAST_CASES
 
-`open`: no 5xx but those that the document has a reason for, no status and no type of content that it doesn't list, no body
-of another shape than it says. `locked`: the server wants a key, and who has none hears 401 and nothing else.
+No 5xx, no status and no type of content that the document doesn't list, no body of another shape than it says.
 
 The same file is given to schemathesis as its hooks.
 """
@@ -15,17 +14,14 @@ import sys
 import zlib
 
 SEED = "20250101"
-# Where an answer's length is said, and whether every request has to say it.
+# Where an answer's length is said.
 LENGTHS = {
     "/v1/chat/completions": "max_completion_tokens",
     "/v1/completions": "max_tokens",
     "/v1/responses": "max_output_tokens",
     "/v1/messages": "max_tokens",
 }
-OPTIONAL = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
 SHORT = 12
-# What a server with keys tells everybody.
-OPEN = {"/", "/health", "/ready", "/docs"}
 
 
 def shorten(case, body):
@@ -65,11 +61,6 @@ def hooks():
         if spread % 8:
             shorten(case, body)
 
-    @schemathesis.check
-    def locked(context, response, case):
-        if os.environ["FUZZ_MODE"] == "locked" and case.path not in OPEN:
-            assert response.status_code == 401, f"{case.method} {case.path}: {response.status_code}"
-
 
 def cases(folder):
     """The status of each case, by operation."""
@@ -87,23 +78,20 @@ def cases(folder):
     return seen
 
 
-def main(mode, url, model, folder, least):
+def main(url, model, folder, least):
     folder = pathlib.Path(folder).resolve()
-    phases, checks = {
-        "open": (
-            ["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "25"],
-            "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
-            "allow_header_conformance,unsupported_method",
-        ),
-        "locked": (["--phases", "coverage"], "locked,status_code_conformance,content_type_conformance,response_schema_conformance"),
-    }[mode]
+    phases = ["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "25"]
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+        "allow_header_conformance,unsupported_method"
+    )
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--no-color", "--seed", SEED]
     # Nothing is kept from run to run, and a failure is told as it was found: to shrink it takes minutes.
     command += ["--generation-database", "none", "--no-shrink", "--continue-on-failure", "--request-timeout", "60"]
     command += ["--report", "json,ndjson", "--report-dir", str(folder), "--checks", checks, *phases]
     # A WebSocket isn't asked for by a request and its answer.
     command += ["--exclude-path", "/ws/generate"]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": __file__, "FUZZ_MODEL": model, "FUZZ_MODE": mode}
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": __file__, "FUZZ_MODEL": model}
     ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     (report,) = folder.glob("json*")
     report = json.loads(report.read_text())
@@ -119,12 +107,11 @@ def main(mode, url, model, folder, least):
     assert report["test_cases"]["generated"] >= int(least), report["test_cases"]
     tested, selected = report["operations"]["tested"], report["operations"]["selected"]
     assert tested == selected >= 43, report["operations"]
-    if mode == "open":
-        # It got past the validation: each endpoint that computes did.
-        for operation, statuses in seen.items():
-            path = operation.removeprefix("POST ")
-            if path in LENGTHS or path in ("/api/chat", "/api/generate", "/api/embed", "/v1/embeddings", "/v1/rerank"):
-                assert statuses[200] >= 5, f"{operation}: {statuses}"
+    # It got past the validation: each endpoint that computes did.
+    for operation, statuses in seen.items():
+        path = operation.removeprefix("POST ")
+        if path in LENGTHS or path in ("/api/chat", "/api/generate", "/api/embed", "/v1/embeddings", "/v1/rerank"):
+            assert statuses[200] >= 5, f"{operation}: {statuses}"
     print("all good")
 
 
