@@ -84,8 +84,12 @@ impl Server {
     }
 
     pub(crate) fn start_with(model: &Path, more: &[&str]) -> Self {
+        Self::start_from(shimmy(), model, more)
+    }
+
+    /// From a [`shimmy`] whose environment is set.
+    pub(crate) fn start_from(mut command: Command, model: &Path, more: &[&str]) -> Self {
         let start = Instant::now();
-        let mut command = shimmy();
         command.arg("serve").arg("--model").arg(model).args(["--port", "0"]).args(more);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

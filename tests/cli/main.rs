@@ -18,6 +18,7 @@ mod clients;
 mod commands;
 mod drafting;
 mod ecosystem;
+mod fuzz_api;
 mod models;
 mod page;
 mod readme;

@@ -162,7 +162,7 @@ fn every_field_that_it_describes_is_taken() {
             if !all.contains_key("max_completion_tokens") && all.contains_key("max_tokens") {
                 body.insert("max_tokens".into(), json!(2));
             }
-            let reply = post(server.address, path, &Value::Object(body.clone()));
+            let reply = post(server.address, &path.replace("{name}", MODEL), &Value::Object(body.clone()));
             let body = Value::Object(body);
             assert_eq!(reply.status, 200, "{path} {body}: {}", reply.body);
             let ignored = reply.header("x-shimmy-ignored").unwrap_or_default();
@@ -187,4 +187,56 @@ fn the_page_for_people_has_it_all_and_runs_nothing() {
         assert!(reply.body.contains(&format!("<code>{field}</code>")), "{field}");
     }
     assert!(!reply.body.contains("<script"));
+}
+
+/// Statuses that an operation lists.
+fn statuses(document: &Value, path: &str) -> BTreeSet<String> {
+    document["paths"][path]["post"]["responses"].as_object().unwrap().keys().cloned().collect()
+}
+
+#[test]
+fn it_promises_no_answer_where_there_is_none() {
+    let server = TestServer::start(spelling("hi"));
+    let document = document(&server);
+    for path in ["/api/pull", "/api/push", "/api/create", "/api/copy", "/v1/responses/{id}/cancel"] {
+        let statuses = statuses(&document, path);
+        assert!(!statuses.contains("200") && statuses.contains("400"), "{path}: {statuses:?}");
+    }
+    // A model that is on its way into memory isn't unloaded.
+    assert!(statuses(&document, "/api/models/{name}/unload").contains("409"));
+    // Loading reads a body.
+    let loading = statuses(&document, "/api/models/{name}/load");
+    assert!(["408", "413", "503"].iter().all(|&status| loading.contains(status)), "{loading:?}");
+    assert_eq!(document["paths"]["/api/models/{name}/load"]["post"]["requestBody"]["required"], false);
+}
+
+#[test]
+fn what_it_says_of_ranges_is_so() {
+    let server = TestServer::start(spelling("hi"));
+    let document = document(&server);
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for (path, schema, name) in [
+        ("/v1/messages", "MessagesRequest", "temperature"),
+        ("/v1/messages", "MessagesRequest", "top_k"),
+        ("/v1/chat/completions", "Drawing", "repeat_penalty"),
+        ("/v1/chat/completions", "Drawing", "top_k"),
+        ("/v1/chat/completions", "Drawing", "presence_penalty"),
+    ] {
+        let field = &document["components"]["schemas"][schema]["properties"][name];
+        for (bound, beyond) in [("minimum", -1.0), ("maximum", 1.0)] {
+            let Some(value) = field[bound].as_f64() else { panic!("{schema}.{name} has no {bound}: {field}") };
+            let send = |value: f64| {
+                post(server.address, path, &json!({"messages": messages, "max_tokens": 1, name: value})).status
+            };
+            assert_eq!(send(value), 200, "{path} {name} = {value}");
+            let is_least = bound == "minimum";
+            if is_least || name == "temperature" || name == "presence_penalty" {
+                assert_eq!(send(value + beyond), 400, "{path} {name} = {}", value + beyond);
+            }
+        }
+    }
+    // A field of a field may be null, too.
+    let body =
+        json!({"messages": messages, "max_tokens": 1, "stream": true, "stream_options": {"include_usage": null}});
+    assert_eq!(post(server.address, "/v1/chat/completions", &body).status, 200);
 }

@@ -47,8 +47,7 @@ pub struct ChatRequest {
 #[derive(Debug, Default, Deserialize)]
 struct StreamOptions {
     /// Send a last chunk with usage and no choices.
-    #[serde(default)]
-    include_usage: bool,
+    include_usage: Option<bool>,
 }
 
 /// What `stream_options` asks for.
@@ -57,7 +56,7 @@ struct StreamOptions {
 /// 400 that names the field.
 pub fn stream_usage(fields: &mut Fields) -> Result<StreamUsage, ApiError> {
     let options = fields.take::<StreamOptions>("stream_options")?.unwrap_or_default();
-    Ok(if options.include_usage { StreamUsage::Last } else { StreamUsage::None })
+    Ok(if options.include_usage == Some(true) { StreamUsage::Last } else { StreamUsage::None })
 }
 
 /// Refuses what both completions refuse.

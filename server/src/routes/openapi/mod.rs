@@ -128,21 +128,23 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
     if let Some(request) = &endpoint.request {
         let schema = Ref::from_schema_name((request.name)());
         let content = ContentBuilder::new().schema(Some(schema)).build();
-        let body = RequestBodyBuilder::new().required(Some(Required::True)).content("application/json", content);
+        let body =
+            RequestBodyBuilder::new().required(Some(request.required.clone())).content("application/json", content);
         operation = operation.request_body(Some(body.build()));
     }
     operation.responses(responses(endpoint).build())
 }
 
 fn responses(endpoint: &Endpoint) -> ResponsesBuilder {
-    let (status, types): (&str, &[&str]) = match endpoint.body {
-        Body::Json => ("200", &["application/json"]),
-        Body::JsonOrEvents => ("200", &["application/json", "text/event-stream"]),
-        Body::JsonOrLines => ("200", &["application/json", "application/x-ndjson"]),
-        Body::Text => ("200", &["text/plain", "text/html"]),
-        Body::Html => ("200", &["text/html"]),
-        Body::Upgrade => ("101", &[]),
-        Body::Nothing => ("200", &[]),
+    let (status, types): (Option<&str>, &[&str]) = match endpoint.body {
+        Body::Json => (Some("200"), &["application/json"]),
+        Body::JsonOrEvents => (Some("200"), &["application/json", "text/event-stream"]),
+        Body::JsonOrLines => (Some("200"), &["application/json", "application/x-ndjson"]),
+        Body::Text => (Some("200"), &["text/plain", "text/html"]),
+        Body::Html => (Some("200"), &["text/html"]),
+        Body::Upgrade => (Some("101"), &[]),
+        Body::Nothing => (Some("200"), &[]),
+        Body::Refusal => (None, &[]),
     };
     let mut good = ResponseBuilder::new().description("As asked");
     for media in types {
@@ -153,7 +155,10 @@ fn responses(endpoint: &Endpoint) -> ResponsesBuilder {
         Protocol::Anthropic => schemas::AnthropicError::name(),
         Protocol::Ollama => schemas::OllamaError::name(),
     };
-    let mut responses = ResponsesBuilder::new().response(status, good.build());
+    let mut responses = ResponsesBuilder::new();
+    if let Some(status) = status {
+        responses = responses.response(status, good.build());
+    }
     for status in COMMON.iter().chain(endpoint.statuses) {
         // A health check that fails says so in its own words.
         let is_health = *status == 503 && endpoint.request.is_none();
@@ -175,6 +180,7 @@ fn meaning(status: u16) -> &'static str {
         404 => "There is no such thing; the nearest names are listed",
         405 => "Another method is meant",
         408 => "The body didn't come in time",
+        409 => "Another request is at work on it",
         413 => "The body is too large",
         429 => "Too much at once; Retry-After says when to come back",
         431 => "The headers are too large",

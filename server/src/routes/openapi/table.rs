@@ -1,8 +1,8 @@
 //! All endpoints as the document lists them. A test compares it with what is registered.
 
-use utoipa::openapi::RefOr;
 use utoipa::openapi::path::HttpMethod::{self, Delete, Get, Head, Post};
 use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{RefOr, Required};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::schemas::{anthropic, native, ollama, openai};
@@ -22,14 +22,18 @@ pub(super) enum Body {
     Upgrade,
     /// None: the status says all.
     Nothing,
+    /// There is no good answer: the endpoint is there to say why not.
+    Refusal,
 }
 
 /// A request's body.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) name: fn() -> std::borrow::Cow<'static, str>,
     pub(super) schema: fn() -> RefOr<Schema>,
     pub(super) others: fn(&mut Vec<(String, RefOr<Schema>)>),
+    /// Whether there must be one.
+    pub(super) required: Required,
 }
 
 /// A method of a resource.
@@ -45,21 +49,25 @@ pub(super) struct Endpoint {
 }
 
 fn json<T: ToSchema>() -> Option<Request> {
-    Some(Request { name: T::name, schema: <T as PartialSchema>::schema, others: <T as ToSchema>::schemas })
+    let (name, schema, others) = (T::name, <T as PartialSchema>::schema, <T as ToSchema>::schemas);
+    Some(Request { name, schema, others, required: Required::True })
+}
+
+/// A body that may be missing.
+fn json_or_nothing<T: ToSchema>() -> Option<Request> {
+    json::<T>().map(|request| Request { required: Required::False, ..request })
 }
 
 /// What computing can end with.
 const COMPUTED: &[u16] = &[404, 408, 413, 429, 500, 503, 504];
-/// What needs a model that is named.
-const OF_MODEL: &[u16] = &[404, 500, 503];
-/// And has a body.
+/// What reads a body and needs a model.
 const READ: &[u16] = &[404, 408, 413, 500, 503];
 const FOUND: &[u16] = &[404, 500];
 const ALWAYS: &[u16] = &[];
 
 /// Every endpoint, in the order of the document.
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    use Body::{Html, Json, JsonOrEvents, JsonOrLines, Nothing, Text, Upgrade};
+    use Body::{Html, Json, JsonOrEvents, JsonOrLines, Nothing, Refusal, Text, Upgrade};
     let openai = Some(Protocol::OpenAi);
     let anthropic = Some(Protocol::Anthropic);
     let ollama = Some(Protocol::Ollama);
@@ -109,7 +117,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             openai,
             "Cancels one that runs in the background: there are none yet",
             None,
-            Json,
+            Refusal,
             FOUND,
         ),
         row(Post, "/v1/embeddings", openai, "Vectors of texts", json::<openai::EmbeddingsRequest>(), Json, COMPUTED),
@@ -177,11 +185,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             Json,
             COMPUTED,
         ),
-        row(Post, "/api/pull", ollama, "Refused: files are used where they lie", None, Nothing, ALWAYS),
-        row(Post, "/api/push", ollama, "Refused: files are used where they lie", None, Nothing, ALWAYS),
-        row(Post, "/api/create", ollama, "Refused: files are used where they lie", None, Nothing, ALWAYS),
-        row(Post, "/api/copy", ollama, "Refused: files are used where they lie", None, Nothing, ALWAYS),
-        row(Delete, "/api/delete", ollama, "Refused: files are used where they lie", None, Nothing, ALWAYS),
+        row(Post, "/api/pull", ollama, "Refused: files are used where they lie", None, Refusal, ALWAYS),
+        row(Post, "/api/push", ollama, "Refused: files are used where they lie", None, Refusal, ALWAYS),
+        row(Post, "/api/create", ollama, "Refused: files are used where they lie", None, Refusal, ALWAYS),
+        row(Post, "/api/copy", ollama, "Refused: files are used where they lie", None, Refusal, ALWAYS),
+        row(Delete, "/api/delete", ollama, "Refused: files are used where they lie", None, Refusal, ALWAYS),
         row(Get, "/health", None, "Whether the process is well", None, Json, &[503]),
         row(Get, "/ready", None, "Whether it can answer now", None, Json, &[503]),
         row(Get, "/metrics", None, "Counts and times, in Prometheus' text format", None, Text, ALWAYS),
@@ -191,9 +199,17 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         row(Get, "/docs", None, "This document, for people", None, Html, ALWAYS),
         row(Get, "/api/models", None, "Models and what they are doing", None, Json, &[500]),
         row(Post, "/api/models/discover", None, "Looks for new models", None, Json, &[500]),
-        row(Post, "/api/models/{name}/load", None, "Loads a model", None, Json, OF_MODEL),
-        row(Post, "/api/models/{name}/unload", None, "Unloads a model", None, Json, OF_MODEL),
-        row(Get, "/api/models/{name}/status", None, "What a model is doing", None, Json, OF_MODEL),
+        row(
+            Post,
+            "/api/models/{name}/load",
+            None,
+            "Loads a model",
+            json_or_nothing::<ollama::LoadRequest>(),
+            Json,
+            READ,
+        ),
+        row(Post, "/api/models/{name}/unload", None, "Unloads a model", None, Json, &[404, 409, 500]),
+        row(Get, "/api/models/{name}/status", None, "What a model is doing", None, Json, FOUND),
         row(Post, "/tokenize", None, "A text's tokens", json::<native::TokenizeRequest>(), Json, READ),
         row(Post, "/detokenize", None, "The text of tokens", json::<native::DetokenizeRequest>(), Json, READ),
         row(

@@ -44,9 +44,8 @@ impl Fields {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 let kind = kind_of(&value);
-                serde_json::from_value(value)
-                    .map(Some)
-                    .map_err(|error| ApiError::param(name, format!("`{name}`: {error} (got {kind})")))
+                let taken = T::deserialize(&value).or_else(|error| T::deserialize(whole(value)).map_err(|_| error));
+                taken.map(Some).map_err(|error| ApiError::param(name, format!("`{name}`: {error} (got {kind})")))
             }
         }
     }
@@ -111,6 +110,21 @@ impl Fields {
     }
 }
 
+/// `1.0` as `1`: JSON has one kind of number, and some clients write every one with a point.
+fn whole(value: Value) -> Value {
+    // Above this not every integer is a float.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) if !number.is_i64() && !number.is_u64() => match number.as_f64() {
+            Some(float) if float.fract() == 0.0 && float.abs() <= MOST => Value::from(float as i64),
+            _ => Value::Number(number),
+        },
+        Value::Array(values) => values.into_iter().map(whole).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, whole(value))).collect(),
+        other => other,
+    }
+}
+
 /// Equal, with `1` and `1.0` the same number.
 fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
@@ -148,6 +162,15 @@ mod tests {
         assert!(error.message.contains("a string"), "{}", error.message);
         let error = fields(json!({"top_p": 1.5})).take_in("top_p", 0.0, 1.0).unwrap_err();
         assert_eq!(error.message, "`top_p` must be between 0 and 1, got 1.5");
+    }
+
+    #[test]
+    fn a_whole_number_may_have_a_point() {
+        let mut fields = fields(json!({"n": 3.0, "tokens": [1.0, 2, 3e2], "top": 1.5, "all": -0.0}));
+        assert_eq!(fields.take::<usize>("n").unwrap(), Some(3));
+        assert_eq!(fields.take::<Vec<u32>>("tokens").unwrap(), Some(vec![1, 2, 300]));
+        assert_eq!(fields.take::<usize>("all").unwrap(), Some(0));
+        assert_eq!(fields.take::<usize>("top").unwrap_err().param.as_deref(), Some("top"));
     }
 
     #[test]

@@ -29,13 +29,13 @@ pub(in crate::routes::openapi) struct MessagesRequest {
     /// As server-sent events with names.
     stream: Option<bool>,
     /// 0 always takes the most probable token.
-    #[schema(minimum = 0, maximum = 100)]
+    #[schema(minimum = 0, maximum = 1)]
     temperature: Option<f32>,
     /// Keeps the smallest set of tokens with this probability; 1 keeps all.
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     /// Keeps so many of the most probable tokens.
-    #[schema(minimum = -1, maximum = 1_000_000)]
+    #[schema(minimum = 0, maximum = 1_000_000)]
     top_k: Option<i64>,
     /// Texts that end the answer.
     #[schema(max_items = 16)]

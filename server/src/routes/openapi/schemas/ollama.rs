@@ -24,7 +24,7 @@ pub(in crate::routes::openapi) struct Options {
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
     /// Penalty on repeated tokens; 1 is none.
-    #[schema(exclusive_minimum = 0, maximum = 100)]
+    #[schema(minimum = 1.2e-38, maximum = 100)]
     repeat_penalty: Option<f32>,
     /// How many tokens that looks back; -1: all.
     #[schema(minimum = -1, maximum = 1_000_000)]
@@ -53,6 +53,7 @@ pub(in crate::routes::openapi) enum KeepAlive {
 #[derive(Serialize, ToSchema)]
 pub(in crate::routes::openapi) struct OllamaMessage {
     /// `system`, `user` or `assistant`.
+    #[schema(pattern = "^(system|user|assistant)$")]
     role: String,
     content: String,
 }
@@ -84,6 +85,12 @@ pub(in crate::routes::openapi) struct OllamaGenerateRequest {
     #[schema(default = true)]
     stream: Option<bool>,
     options: Option<Options>,
+    keep_alive: Option<KeepAlive>,
+}
+
+/// `POST /api/models/{name}/load`, whose body may be missing.
+#[derive(Serialize, ToSchema)]
+pub(in crate::routes::openapi) struct LoadRequest {
     keep_alive: Option<KeepAlive>,
 }
 

@@ -10,6 +10,7 @@ use super::Drawing;
 #[derive(Serialize, ToSchema)]
 pub(in crate::routes::openapi) struct Message {
     /// `system`, `developer`, `user` or `assistant`.
+    #[schema(pattern = "^(system|developer|user|assistant)$")]
     role: String,
     content: Content,
 }
@@ -26,6 +27,7 @@ pub(in crate::routes::openapi) enum Content {
 #[derive(Serialize, ToSchema)]
 pub(in crate::routes::openapi) struct Part {
     /// `text`.
+    #[schema(pattern = "^text$")]
     r#type: String,
     text: String,
 }
@@ -129,6 +131,7 @@ pub(in crate::routes::openapi) struct EmbeddingsRequest {
 pub(in crate::routes::openapi) struct RerankRequest {
     /// A name of `GET /v1/models`; that of `serve --model` if it isn't given.
     model: Option<String>,
+    #[schema(min_length = 1)]
     query: String,
     /// Texts that are put in the order of their nearness to the query.
     #[schema(min_items = 1)]
