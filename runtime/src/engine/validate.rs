@@ -72,7 +72,7 @@ fn sampling(params: &SamplingParams, check_id: impl Fn(&'static str, u32) -> Res
         }
     }
     let ranges = [
-        ("repeat_penalty", params.repeat_penalty, f32::MIN_POSITIVE, f32::MAX, "above 0"),
+        ("repeat_penalty", params.repeat_penalty, 0.01, 100.0, "between 0.01 and 100"),
         ("presence_penalty", params.presence_penalty, f32::MIN, f32::MAX, "a finite number"),
         ("frequency_penalty", params.frequency_penalty, f32::MIN, f32::MAX, "a finite number"),
         ("top_p", params.top_p, 0.0, 1.0, "between 0 and 1"),

@@ -79,7 +79,8 @@ fn stalled(server: &TestServer) -> TcpStream {
     stream
 }
 
-/// What a response that was cut off holds; it must not look like a whole one.
+/// What a response that was cut off holds; it must not look like a whole one. If the system took all that was written before the
+/// engine gave up, it ends with that error.
 #[cfg(target_os = "linux")]
 fn rest(mut stream: TcpStream) -> String {
     let mut text = Vec::new();
@@ -88,7 +89,8 @@ fn rest(mut stream: TcpStream) -> String {
     let _ = stream.read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text).into_owned();
     assert!(text.starts_with("HTTP/1.1 200 OK") && text.contains("data: {"), "{text}");
-    assert!(!text.contains("[DONE]") && !text.ends_with("0\r\n\r\n"), "{}", &text[text.len() - 200..]);
+    let is_cut = !text.contains("[DONE]") && !text.ends_with("0\r\n\r\n");
+    assert!(is_cut || text.contains("\"code\":\"slow_reader\""), "{}", &text[text.len() - 200..]);
     text
 }
 

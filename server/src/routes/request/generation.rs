@@ -35,7 +35,7 @@ pub const TOP_P: Range = Range::new("top_p", 0.0, 1.0);
 /// Of `min_p`.
 pub const MIN_P: Range = Range::new("min_p", 0.0, 1.0);
 /// Of `repeat_penalty`.
-pub const REPEAT_PENALTY: Range = Range::new("repeat_penalty", f32::MIN_POSITIVE, f32::INFINITY);
+pub const REPEAT_PENALTY: Range = Range::new("repeat_penalty", 0.01, 100.0);
 /// Of `presence_penalty`.
 pub const PRESENCE_PENALTY: Range = Range::new("presence_penalty", -2.0, 2.0);
 /// Of `frequency_penalty`.

@@ -37,7 +37,7 @@ pub(super) struct Drawing {
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
     /// Penalty on repeated tokens; 1 is none.
-    #[schema(minimum = 1.2e-38, maximum = 100)]
+    #[schema(minimum = 0.01, maximum = 100)]
     repeat_penalty: Option<f32>,
     /// How many tokens that looks back.
     #[schema(minimum = 0, maximum = 1_000_000)]
