@@ -57,7 +57,7 @@ fn request(manner: Manner, number: usize) -> Vec<u8> {
         body["logprobs"] = logprobs.into();
     }
     let body = body.to_string();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close";
     format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 

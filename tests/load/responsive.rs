@@ -32,7 +32,7 @@ async fn client(address: SocketAddr, number: usize, over: Arc<AtomicBool>, begun
             "ignore_eos": true, "seed": number,
         })
         .to_string();
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close";
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close";
         let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -65,7 +65,7 @@ fn probe(address: SocketAddr, request: &str) -> Duration {
 }
 
 fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn what_generates_nothing_answers_at_once() {
     let limits = ["--queue", "1400", "--kv-tokens", "16384", "--step-budget", "64", "--threads", "2"];
     let text = json!({"content": "Many words to make tokens of. ".repeat(20)}).to_string();
     let tokenize = format!(
-        "POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}",
+        "POST /tokenize HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}",
         text.len()
     );
     let probes = [

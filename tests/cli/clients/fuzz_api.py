@@ -49,6 +49,10 @@ def hooks():
         if not isinstance(body, dict):
             return
         spread = zlib.crc32(json.dumps(body, sort_keys=True, default=str).encode())
+        # A deadline that passes is a 504, as it was asked for: it shall not pass here.
+        deadline = body.get("deadline_ms")
+        if isinstance(deadline, (int, float)) and 0 < deadline < 60_000:
+            body["deadline_ms"] = 60_000
         # Names that nobody has end a request before anything was looked at.
         if isinstance(body.get("model"), str) and spread % 4:
             body["model"] = os.environ["FUZZ_MODEL"]
