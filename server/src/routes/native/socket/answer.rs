@@ -1,5 +1,7 @@
 //! One request of a socket.
 
+use std::cell::Cell;
+
 use actix_web::web;
 use serde_json::{Value, json};
 use shimmy_runtime::engine::Event;
@@ -24,7 +26,8 @@ pub struct Asked {
 }
 
 /// Answers `asked` until it is complete, or cancelled by a word on `cancel`. If the other end of `cancel` is dropped, the
-/// socket has ended, and with it the generation.
+/// socket has ended, and with it the generation. `over` is set before the last frame is sent: a peer that has read it may ask
+/// again under the same id at once.
 ///
 /// # Errors
 /// When a frame can't be delivered.
@@ -33,17 +36,24 @@ pub async fn answer(
     asked: Asked,
     mut outlet: Outlet,
     mut cancel: oneshot::Receiver<()>,
+    over: &Cell<bool>,
 ) -> Result<(), Unsent> {
     let Asked { client, id, request } = asked;
     let id = id.as_ref();
     let begun = tokio::select! {
         biased;
-        word = &mut cancel => return cancelled(word, id, &mut outlet, None).await,
+        word = &mut cancel => {
+            over.set(true);
+            return cancelled(word, id, &mut outlet, None).await;
+        }
         begun = request.begin(state, client) => begun,
     };
     let (begun, ignored) = match begun {
         Ok(begun) => begun,
-        Err(error) => return outlet.fail(id, &error).await,
+        Err(error) => {
+            over.set(true);
+            return outlet.fail(id, &error).await;
+        }
     };
     let Begun { model, mut group, prompt_tokens, running } = begun;
     let mut out = outlet.clone();
@@ -52,12 +62,13 @@ pub async fn answer(
         word = &mut cancel => {
             // Its blocks are free before the peer hears of the end.
             drop(group);
+            over.set(true);
             let about = json!({"model": model.name, "usage": {"prompt_tokens": prompt_tokens}});
             let result = cancelled(word, id, &mut outlet, Some(about)).await;
             drop(running);
             return result;
         }
-        result = pump(&mut group, &mut out, id, &model.name, ignored.as_deref()) => result,
+        result = pump(&mut group, &mut out, id, &model.name, ignored.as_deref(), over) => result,
     };
     if result == Err(Unsent::Slow) {
         group.cancel_slow_reader();
@@ -72,8 +83,10 @@ async fn pump(
     id: Option<&Value>,
     model: &str,
     ignored: Option<&str>,
+    over: &Cell<bool>,
 ) -> Result<(), Unsent> {
     while let Some((_, event)) = group.recv().await {
+        over.set(!matches!(event, Event::Text { .. }));
         match event {
             Event::Text { text, .. } if text.is_empty() => {}
             Event::Text { text, .. } => outlet.send(id, token_frame(&text)).await?,

@@ -27,6 +27,8 @@ struct Running {
     id: Option<Value>,
     /// `None`: the word is given.
     cancel: Option<oneshot::Sender<()>>,
+    /// Its last frame is out.
+    over: Rc<Cell<bool>>,
 }
 
 /// Why a socket ends.
@@ -211,7 +213,9 @@ impl Conversation {
     }
 
     fn start(&mut self, asked: Asked) -> Result<(), ApiError> {
-        if self.running.values().any(|running| running.id == asked.id) {
+        // One whose last frame is out may still be on its way to tell so.
+        let running = || self.running.values().filter(|running| !running.over.get());
+        if running().any(|running| running.id == asked.id) {
             let message = match &asked.id {
                 Some(id) => format!("`id`: a request with {id} runs on this socket; give each its own"),
                 None => {
@@ -220,17 +224,18 @@ impl Conversation {
             };
             return Err(ApiError { code: Some("id_in_use"), ..ApiError::param("id", message) });
         }
-        if self.running.len() >= MAX_REQUESTS {
+        if running().count() >= MAX_REQUESTS {
             let message = format!("{MAX_REQUESTS} requests run on this socket; wait for the end of one");
             return Err(ApiError { code: Some("too_many_requests"), ..ApiError::bad_request(message) });
         }
         let number = self.next_number;
         self.next_number += 1;
         let (cancel, is_cancelled) = oneshot::channel();
-        self.running.insert(number, Running { id: asked.id.clone(), cancel: Some(cancel) });
+        let over = Rc::new(Cell::new(false));
+        self.running.insert(number, Running { id: asked.id.clone(), cancel: Some(cancel), over: Rc::clone(&over) });
         let (state, outlet, ends) = (self.state.clone(), self.outlet.clone(), self.ends.clone());
         actix_web::rt::spawn(async move {
-            let result = answer(state, asked, outlet, is_cancelled).await;
+            let result = answer(state, asked, outlet, is_cancelled, &over).await;
             // Without a receiver the socket has ended already.
             let _ = ends.send((number, result));
         });
