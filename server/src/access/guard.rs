@@ -1,8 +1,6 @@
 //! What stands before all handlers: the name that the server is called by, the page that asks, the key, and afterwards
 //! what is left of the client's limits.
 
-use std::time::Duration;
-
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
@@ -90,7 +88,7 @@ fn add_limits(headers: &mut HeaderMap, quota: &Quota) {
     let (requests, tokens) = quota.read();
     for (what, reading) in [("requests", requests), ("tokens", tokens)] {
         let Some(Reading { limit, remaining, full_in }) = reading else { continue };
-        let reset = format!("{}s", full_in.max(Duration::ZERO).as_secs_f64().ceil());
+        let reset = format!("{}s", full_in.as_secs_f64().ceil());
         for (name, value) in [("limit", limit.to_string()), ("remaining", remaining.to_string()), ("reset", reset)] {
             let name = HeaderName::try_from(format!("x-ratelimit-{name}-{what}"));
             if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {

@@ -14,10 +14,6 @@ pub mod keys;
 pub mod origins;
 pub mod quota;
 
-use std::net::IpAddr;
-use std::num::NonZeroU32;
-use std::sync::Arc;
-
 use actix_web::HttpRequest;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 
@@ -25,7 +21,7 @@ use crate::error::ApiError;
 use client::Client;
 use keys::{KeyRing, Secret};
 use origins::{Hosts, Origins};
-use quota::{Addresses, Rates};
+use quota::Addresses;
 
 /// The rules of a service. The default asks nobody for a key, counts nothing, and answers to any name.
 #[derive(Debug, Default)]
@@ -49,7 +45,7 @@ impl Access {
         let address = request.peer_addr().map(|address| address.ip());
         let secret = secret(request.headers());
         if !self.keys.is_required() {
-            return Ok(Client::by_address(address, secret.as_ref(), self.quota_of(address)));
+            return Ok(Client::by_address(address, secret.as_ref(), self.addresses.quota(address)));
         }
         let Some(secret) = secret else {
             let message = "this server asks for an API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`";
@@ -59,10 +55,6 @@ impl Access {
             Some(key) => Ok(Client::by_key(&key)),
             None => Err(ApiError::unauthorized("the API key is not one of this server's", "invalid_api_key")),
         }
-    }
-
-    fn quota_of(&self, address: Option<IpAddr>) -> Option<Arc<quota::Quota>> {
-        self.addresses.quota(address)
     }
 }
 
@@ -74,9 +66,4 @@ fn secret(headers: &HeaderMap) -> Option<Secret> {
     });
     let key = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok().map(str::trim))?;
     (!key.is_empty()).then(|| Secret::of(key))
-}
-
-/// Rates as the command line and the key file give them.
-pub fn rates(requests: Option<NonZeroU32>, tokens: Option<NonZeroU32>) -> Rates {
-    Rates { requests_per_minute: requests, tokens_per_minute: tokens }
 }

@@ -23,7 +23,7 @@ use crate::routes::{read_body, resource};
 use crate::stream::respond;
 
 /// Most alternatives a token.
-const MAX_TOP_LOGPROBS: usize = 20;
+pub const MAX_TOP_LOGPROBS: usize = 20;
 /// Template variables that a request can't set.
 const RESERVED_KWARGS: [&str; 5] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
 

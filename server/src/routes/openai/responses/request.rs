@@ -4,12 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::items::{Said, said};
 use crate::error::ApiError;
+use crate::routes::openai::chat::MAX_TOP_LOGPROBS;
 use crate::routes::openai::sampling::{take_generation, take_max_tokens};
 use crate::routes::request::fields::{Fields, kind_of};
 use crate::routes::request::generation::Generation;
 
-/// Most alternatives a token.
-const MAX_TOP_LOGPROBS: usize = 20;
 /// Most entries of `metadata`, and most characters of its keys and values.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// The one thing that `include` can ask for here.
