@@ -173,12 +173,14 @@ fn sockets_of_systemd_are_taken_over() {
     }
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("given.sock");
-    // What systemd does: the socket as descriptor 3, and who it is for.
+    // What systemd does: the socket as descriptor 3, and who it is for. Where 3 was free the socket has it at once,
+    // and copying it onto itself wouldn't keep it open over exec.
     let give = "import os, socket, sys\n\
                 s = socket.socket(socket.AF_UNIX)\n\
                 s.bind(sys.argv[1])\n\
                 s.listen()\n\
                 os.dup2(s.fileno(), 3)\n\
+                os.set_inheritable(3, True)\n\
                 os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
                 os.execv(sys.argv[2], sys.argv[2:])\n";
     let binary = shimmy();
