@@ -17,6 +17,7 @@ use shimmy_runtime::models::Models;
 use crate::access::Access;
 use crate::access::guard::{ThroughUnixSocket, guard};
 use crate::access_log::{self, AccessLog};
+use crate::connections::{self, Connections};
 use crate::counters::Counters;
 use crate::drain::Gate;
 use crate::listen::Listeners;
@@ -44,7 +45,10 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// A client that takes nothing for so long is cut off.
     pub stall: Duration,
-    /// The head of a connection's first request must be there after so long.
+    /// A connection on which nothing is asked stays open for so long.
+    pub keep_alive: Duration,
+    /// The head of a connection's first request must be there after so long; a later one when it has begun, at the
+    /// latest after both times together.
     pub head: Duration,
     /// A body must be there after so long, and as long again as its bytes take at 32 KiB a second.
     pub body: Duration,
@@ -57,6 +61,7 @@ impl Default for Limits {
         Self {
             max_body_bytes: 10 << 20,
             stall: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(75),
             head: Duration::from_secs(15),
             body: Duration::from_secs(30),
             sockets: SocketLimits::default(),
@@ -83,6 +88,8 @@ pub struct AppState {
     pub gate: Arc<Gate>,
     /// Connections and responses.
     pub counters: Arc<Counters>,
+    /// What runs on each connection.
+    pub connections: Arc<Connections>,
     /// What is refused.
     pub limits: Limits,
     /// Who may ask, from where, and how much.
@@ -105,6 +112,7 @@ impl AppState {
             models,
             gate: Arc::default(),
             counters: Arc::default(),
+            connections: Arc::default(),
             limits,
             access: Access::default(),
             access_log: None,
@@ -149,11 +157,7 @@ pub fn configure(cfg: &mut web::ServiceConfig) {
 /// service can't write to it, so only the system can let go of it.
 #[cfg(target_os = "linux")]
 fn close_when_stalled(connection: &dyn Any, stall: Duration) {
-    use actix_tls::accept::rustls_0_23::TlsStream;
-    use actix_web::rt::net::TcpStream;
-    let plain = connection.downcast_ref::<TcpStream>();
-    let tcp = plain.or_else(|| connection.downcast_ref::<TlsStream<TcpStream>>().map(|stream| stream.get_ref().0));
-    if let Some(stream) = tcp
+    if let Some(stream) = connections::tcp_of(connection)
         && let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall))
     {
         tracing::debug!("a stalled connection will stay open: {error}");
@@ -218,8 +222,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let shared = state.clone();
-    let (stall, head) = (state.limits.stall + SYSTEM_STALL, state.limits.head);
-    let connected = Arc::clone(&state.counters);
+    let Limits { keep_alive, head, .. } = state.limits;
+    let stall = state.limits.stall + SYSTEM_STALL;
+    let (connected, open) = (Arc::clone(&state.counters), Arc::clone(&state.connections));
     let mut server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
@@ -228,10 +233,14 @@ pub async fn serve(
             .wrap(from_fn(unread::hold))
             .wrap(cors(&shared))
             .wrap(from_fn(access_log::log))
+            .wrap(from_fn(connections::count))
             .configure(configure)
     })
     .on_connect(move |connection, extensions| {
         extensions.insert(connected.connect());
+        if let Some(place) = open.open(connection) {
+            extensions.insert(place);
+        }
         if is_unix_socket(connection) {
             extensions.insert(ThroughUnixSocket);
         }
@@ -242,7 +251,7 @@ pub async fn serve(
     // A client that closes its side has gone: this is how a vanished client stops its generation at once instead of
     // at the next failed write.
     .h1_allow_half_closed(false)
-    .keep_alive(Duration::from_secs(75))
+    .keep_alive(keep_alive)
     .client_request_timeout(head)
     .shutdown_timeout(LAST_BYTES_SECONDS)
     .disable_signals();
@@ -258,6 +267,7 @@ pub async fn serve(
     }
     let server = server.run();
     let sweeper = actix_web::rt::spawn(sweep(state.clone(), listeners.tls));
+    let closer = actix_web::rt::spawn(connections::sweep(Arc::clone(&state.connections), keep_alive + head));
     let handle = server.handle();
     let running = actix_web::rt::spawn(server);
     shutdown.await;
@@ -270,5 +280,6 @@ pub async fn serve(
         tracing::warn!("{} generations did not end in {drain_deadline:?} and are cut off", state.gate.running());
     }
     handle.stop(is_idle).await;
+    closer.abort();
     running.await.map_err(io::Error::other)?
 }

@@ -10,6 +10,7 @@
 //! | [`listen`], [`tls`] | sockets, and HTTPS on them |
 //! | [`stream`] | bounded channel to wire |
 //! | [`drain`] | running generations, for a clean shutdown |
+//! | [`connections`] | what runs on each connection, and the end of those that are only held |
 //! | [`counters`], [`process`] | what `/metrics` tells about the service |
 //! | [`load`] | a load generator for `shimmy bench` |
 //! | [`error`] | the service's one error type and its status |
@@ -22,6 +23,7 @@ pub mod access;
 pub mod access_log;
 pub mod app;
 pub mod cli;
+pub mod connections;
 pub mod counters;
 pub mod drain;
 pub mod error;

@@ -12,7 +12,7 @@ use crate::support;
 fn help_is_on_stdout_and_mistakes_are_on_stderr() {
     let help = run(["--help"]);
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "generate", "chat", "list", "inspect", "probe"] {
+    for command in ["serve", "generate", "chat", "list", "inspect", "probe", "gpu-info"] {
         assert!(help.stdout.contains(command), "{command} is missing in\n{}", help.stdout);
         let of_command = run([command, "--help"]);
         assert_eq!((of_command.code, of_command.stderr.as_str()), (Some(0), ""));
@@ -158,4 +158,25 @@ fn probe_says_what_this_machine_offers() {
     assert!(json["cuda"].is_string() && json["isa"].is_string());
     let text = run(["probe"]).stdout;
     assert!(text.contains("threads") && text.contains("cuda"), "{text}");
+}
+
+#[test]
+fn gpu_info_succeeds_with_and_without_a_gpu() {
+    let ended = run(["gpu-info", "--json"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let devices = json["devices"].as_array().unwrap();
+    let text = run(["gpu-info"]);
+    assert_eq!(text.code, Some(0));
+    assert!(text.stdout.contains(json["driver"].as_str().unwrap()), "{}", text.stdout);
+    if devices.is_empty() {
+        // A plain statement, and what to do.
+        assert!(json["advice"].as_str().unwrap().len() > 20);
+        assert!(text.stdout.contains(json["advice"].as_str().unwrap()), "{}", text.stdout);
+    }
+    for device in devices {
+        assert!(device["memory_bytes"].as_u64().unwrap() > 0, "{device}");
+        assert!(device["compute_capability"].as_str().unwrap().contains('.'), "{device}");
+        assert!(text.stdout.contains(device["name"].as_str().unwrap()), "{}", text.stdout);
+    }
 }

@@ -16,6 +16,7 @@ mod support;
 mod binary;
 mod clients;
 mod commands;
+mod cuda;
 mod drafting;
 mod ecosystem;
 mod fuzz_api;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use shimmy_runtime::engine::{Answer, Engine, EngineOptions, GenerateRequest, Numerics, SamplingParams};
-use shimmy_runtime::exec::{self, Backend, ExecOptions, KvSize};
+use shimmy_runtime::exec::{self, Backend, Device, ExecOptions, KvSize};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
 
@@ -17,6 +17,7 @@ const NUM_TOKENS: usize = 12;
 fn start(plan: &Plan, backend: Backend, max_step_tokens: usize) -> Engine {
     let options = ExecOptions {
         backend,
+        device: Device::Emulated,
         threads: Some(2),
         max_context: Some(256),
         kv_size: KvSize::Tokens(70 * 64),
@@ -75,6 +76,7 @@ fn tokens_are_bit_equal_whoever_else_is_answered() {
         check(&plan, Backend::Cpu, &[1, 3, 16, 64]);
     }
     check(&plan(&goldens.join("models/llama-h256")), Backend::Candle, &[1, 3, 16, 64]);
+    check(&plan(&goldens.join("models/gemma2-swa")), Backend::Cuda, &[1, 3]);
 }
 
 /// Quantised weights: other kernels than those of the small goldens.

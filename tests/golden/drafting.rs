@@ -7,7 +7,7 @@ use shimmy_runtime::engine::{
     Answer, Companions, DraftExecutor, Engine, EngineOptions, GenerateRequest, GuessPolicy, Numerics, SamplingParams,
     Speculation,
 };
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
+use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
 use shimmy_runtime::plan::Plan;
 
 use super::deterministic::bits;
@@ -18,6 +18,7 @@ const NUM_TOKENS: usize = 24;
 
 fn start(plan: &Plan, backend: Backend, speculation: Speculation) -> Engine {
     let options = ExecOptions {
+        device: Device::Emulated,
         backend,
         threads: Some(2),
         max_context: Some(256),

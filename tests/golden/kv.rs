@@ -1,6 +1,6 @@
 //! What each type of the KV cache costs in accuracy, on a real model, and that both executors store the same.
 
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, KvTypes, WindowKv};
+use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, KvTypes, WindowKv};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::measure::divergence;
 use shimmy_runtime::plan::OutputKind;
@@ -15,6 +15,7 @@ fn every_type_of_the_cache_stays_within_its_error() {
     let tokens: Vec<u32> = (0..160).map(|i: u32| 1000 + i * i * 31 % 20_000).collect();
     let build = |backend, kv_types: KvTypes| {
         let options = ExecOptions {
+            device: Device::Emulated,
             backend,
             threads: Some(2),
             max_context: Some(tokens.len()),

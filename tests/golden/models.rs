@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::support;
 use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
 use shimmy_runtime::exec::{
-    self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, OutputRows, StepBatch, WindowKv,
+    self, Activations, Backend, Device, ExecOptions, Executor, KvSize, KvType, OutputRows, StepBatch, WindowKv,
 };
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
@@ -26,6 +27,7 @@ const KV_TOKENS: usize = 512;
 pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
     let exact = |backend| ExecOptions {
         backend,
+        device: Device::default(),
         threads: Some(2),
         max_context: Some(KV_TOKENS),
         kv_size: KvSize::Tokens(KV_TOKENS),
@@ -35,7 +37,17 @@ pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
         kv_types: KvType::F32.into(),
     };
     let on_threads = |threads| ExecOptions { threads: Some(threads), ..exact(Backend::Cpu) };
-    vec![("candle", exact(Backend::Candle)), ("cpu", on_threads(2)), ("cpu on 1 thread", on_threads(1))]
+    let on_device = |device| ExecOptions { device, ..exact(Backend::Cuda) };
+    let mut all = vec![
+        ("candle", exact(Backend::Candle)),
+        ("cpu", on_threads(2)),
+        ("cpu on 1 thread", on_threads(1)),
+        ("cuda, emulated", on_device(Device::Emulated)),
+    ];
+    if support::has_gpu() {
+        all.push(("cuda", on_device(Device::Index(0))));
+    }
+    all
 }
 
 /// The golden's tensors.
@@ -267,6 +279,10 @@ fn check(path: &Path, kind: &str, golden: &Golden, failures: &mut Vec<String>) -
             }
         };
         for (name, options) in executors() {
+            // The layers are the same ones, and the emulated device takes its time.
+            if options.device == Device::Emulated && options.backend == Backend::Cuda && kind != kinds[0] {
+                continue;
+            }
             let mut report = Report::default();
             match kind {
                 OutputKind::Logits => report.logits(&plan, &options, golden),

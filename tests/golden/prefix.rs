@@ -10,7 +10,9 @@ use shimmy_runtime::engine::{
     Answer, Companions, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, PrefixMiss, SamplingParams,
     SharedStore, Speculation, Vocabulary, kept_bytes,
 };
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, Executor, KvSize, KvType, PrefixReuse, WindowKv};
+use shimmy_runtime::exec::{
+    self, Activations, Backend, Device, ExecOptions, Executor, KvSize, KvType, PrefixReuse, WindowKv,
+};
 use shimmy_runtime::kv::BlockStore;
 use shimmy_runtime::plan::Plan;
 
@@ -57,6 +59,7 @@ fn start_with_store(
     store: impl FnOnce(&dyn Executor) -> Option<SharedStore>,
 ) -> Engine {
     let options = ExecOptions {
+        device: Device::Emulated,
         backend,
         threads: Some(2),
         max_context: Some(256),

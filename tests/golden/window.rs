@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use shimmy_runtime::engine::{Answer, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, Speculation};
-use shimmy_runtime::exec::{self, Activations, Backend, ExecOptions, KvSize, KvType, WindowKv};
+use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, WindowKv};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::plan::Plan;
 
@@ -19,6 +19,7 @@ const NUM_TOKENS: usize = 160;
 
 fn options(backend: Backend, window_kv: WindowKv, kv_size: KvSize, max_step_tokens: usize) -> ExecOptions {
     ExecOptions {
+        device: Device::Emulated,
         backend,
         threads: Some(2),
         max_context: Some(CONTEXT),

@@ -48,6 +48,18 @@ fn run_fetch_model(name: &str) -> Result<PathBuf, String> {
     stdout.lines().last().map(PathBuf::from).ok_or_else(|| format!("{} printed no path", script.display()))
 }
 
+/// Whether there is a GPU to test on. Without one this prints `SKIP`, and fails where `REQUIRE_CUDA=1`; CI has none.
+pub(crate) fn has_gpu() -> bool {
+    use shimmy_kernels::cuda::{Driver, probe};
+    let driver = probe();
+    if matches!(&driver, Driver::Present { devices, .. } if !devices.is_empty()) {
+        return true;
+    }
+    assert!(std::env::var("REQUIRE_CUDA").as_deref() != Ok("1"), "{driver}");
+    println!("SKIP on a GPU: {driver}");
+    false
+}
+
 /// Prints `SKIP` with the reason; fails where `CI=true`.
 pub(crate) fn skip(why: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");

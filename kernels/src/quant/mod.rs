@@ -76,12 +76,13 @@ pub use q8_1::BlockQ8_1;
 pub use q8_k::BlockQ8K;
 pub use tq1_0::BlockTq1_0;
 pub use tq2_0::BlockTq2_0;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", feature = "cuda"))]
 pub(crate) use {
     iq1_s::POINTS as IQ1_POINTS, iq2_s::POINTS as IQ2_S_POINTS, iq2_xs::POINTS as IQ2_XS_POINTS,
     iq2_xxs::POINTS as IQ2_XXS_POINTS, iq3_s::POINTS as IQ3_S_POINTS, iq3_xxs::POINTS as IQ3_XXS_POINTS,
-    mxfp4::LEVELS as FP4_LEVELS, nvfp4::HALF_SCALES as NVFP4_HALF_SCALES,
 };
+#[cfg(target_arch = "x86_64")]
+pub(crate) use {mxfp4::LEVELS as FP4_LEVELS, nvfp4::HALF_SCALES as NVFP4_HALF_SCALES};
 
 use crate::error::{Error, Result};
 

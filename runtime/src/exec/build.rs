@@ -19,6 +19,10 @@ pub fn build(plan: &Plan, options: &ExecOptions) -> Result<Box<dyn Executor>> {
     match options.backend {
         Backend::Cpu => Ok(Box::new(CpuExecutor::new(plan, options)?)),
         Backend::Candle => Ok(Box::new(CandleExecutor::new(plan, options)?)),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda => Ok(Box::new(crate::exec::cuda::CudaExecutor::new(plan, options)?)),
+        #[cfg(not(feature = "cuda"))]
+        Backend::Cuda => Err(Error::Unsupported("cuda: this binary was built without it".into())),
         Backend::Auto => match CpuExecutor::new(plan, options) {
             Ok(executor) => Ok(Box::new(executor)),
             Err(Error::Unsupported(what)) => {
@@ -153,7 +157,12 @@ pub fn limits(plan: &Plan, options: &ExecOptions, stored: KvTypes) -> Result<Lim
 }
 
 /// [`limits`] with so many bytes of memory available; `None`: nobody knows.
-fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, available: Option<usize>) -> Result<Limits> {
+pub(super) fn limits_in(
+    plan: &Plan,
+    options: &ExecOptions,
+    stored: KvTypes,
+    available: Option<usize>,
+) -> Result<Limits> {
     let zero = |param| Err(Error::InvalidRequest { param, message: "must be at least 1".into() });
     if options.max_step_tokens == 0 {
         return zero("batch-tokens");

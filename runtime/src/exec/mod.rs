@@ -4,16 +4,21 @@
 //! |---|---|
 //! | [`candle`] | op by op on candle tensors in f32: the definition, and the oracle of `verify` and the tests |
 //! | [`cpu`] | the fast one: a team of pinned workers walks the plan together over one arena |
+//! | `cuda` | launches on an NVIDIA GPU (feature `cuda`) |
 
 pub mod batch;
 pub mod build;
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod lower;
 pub mod options;
+pub mod program;
 
 pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes, kv_bytes_of_context, limits};
-pub use options::{Activations, Backend, ExecOptions, KvSize, WindowKv};
+pub use options::{Activations, Backend, Device, ExecOptions, KvSize, WindowKv};
 pub use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
 use crate::error::{Error, Result};
@@ -120,7 +125,7 @@ impl PrefixReuse {
 
 /// Runs the steps of one loaded plan. It owns the KV storage; who uses which block is the scheduler's business.
 pub trait Executor: Send {
-    /// Short name for logs and `--backend`: `cpu`, `candle`.
+    /// Short name for logs and `--backend`: `cpu`, `candle`, `cuda`.
     fn name(&self) -> &'static str;
 
     /// What it can take.

@@ -12,9 +12,47 @@ pub enum Backend {
     Cpu,
     /// [`crate::exec::candle`].
     Candle,
+    /// `exec::cuda`, on [`ExecOptions::device`].
+    Cuda,
 }
 
-/// Arithmetic of matmuls on the cpu executor.
+/// Which GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// By the driver's number.
+    Index(usize),
+    /// None: the GPU's code is run instruction by instruction on the CPU. For tests and debugging; very slow.
+    Emulated,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::Index(0)
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Emulated => f.write_str("emulated"),
+        }
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match (name, name.parse()) {
+            ("emulated", _) => Ok(Self::Emulated),
+            (_, Ok(index)) => Ok(Self::Index(index)),
+            _ => Err(format!("`{name}` is neither the number of a GPU nor `emulated`")),
+        }
+    }
+}
+
+/// Arithmetic of matmuls on the cpu and cuda executors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
     /// On quantised weights activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible. Many
@@ -52,6 +90,8 @@ pub enum WindowKv {
 pub struct ExecOptions {
     /// Which executor.
     pub backend: Backend,
+    /// Where the cuda executor runs.
+    pub device: Device,
     /// Worker threads; `None`: physical cores inside the cgroup's limit.
     pub threads: Option<usize>,
     /// Most tokens of one sequence; `None`: the model's own context, as far as the KV pool allows.
@@ -72,6 +112,7 @@ impl Default for ExecOptions {
     fn default() -> Self {
         Self {
             backend: Backend::Auto,
+            device: Device::default(),
             threads: None,
             max_context: None,
             kv_size: KvSize::Auto,

@@ -9,7 +9,7 @@ use actix_web::{HttpMessage, HttpRequest};
 use shimmy_runtime::Error;
 use shimmy_runtime::engine::{Answer, Event, GenerationGroup};
 
-use super::keys::{Key, Secret};
+use super::keys::{Key, KeyId, Secret};
 use super::quota::Quota;
 use crate::error::ApiError;
 
@@ -19,6 +19,7 @@ pub struct Client {
     number: u64,
     /// Of the API key, where they are asked for.
     name: Option<Arc<str>>,
+    key: Option<KeyId>,
     quota: Option<Arc<Quota>>,
     account: Arc<Account>,
 }
@@ -47,7 +48,8 @@ impl Client {
     /// Whoever has this key.
     pub fn by_key(key: &Key) -> Self {
         let name = Some(Arc::from(key.name.as_str()));
-        Self { number: key.secret.number(), name, quota: key.quota.clone(), account: Arc::default() }
+        let (number, id) = (key.secret.number(), Some(key.id.clone()));
+        Self { number, name, key: id, quota: key.quota.clone(), account: Arc::default() }
     }
 
     /// Whoever comes from there. Nobody has checked the key, so it only helps to tell clients apart: who makes up new ones
@@ -56,7 +58,7 @@ impl Client {
         let mut hasher = DefaultHasher::new();
         address.hash(&mut hasher);
         secret.map(Secret::number).hash(&mut hasher);
-        Self { number: hasher.finish(), name: None, quota, account: Arc::default() }
+        Self { number: hasher.finish(), name: None, key: None, quota, account: Arc::default() }
     }
 
     /// Tells clients apart: by key, else by address.
@@ -67,6 +69,11 @@ impl Client {
     /// The name of its key.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// Which key it has, where they are asked for.
+    pub fn key(&self) -> Option<&KeyId> {
+        self.key.as_ref()
     }
 
     /// Its limits, if it has any.

@@ -34,8 +34,8 @@ pub struct Secret(blake3::Hash);
 
 impl Secret {
     /// Of a key.
-    pub fn of(key: &str) -> Self {
-        Self(blake3::hash(key.as_bytes()))
+    pub fn of(key: impl AsRef<[u8]>) -> Self {
+        Self(blake3::hash(key.as_ref()))
     }
 
     /// As the key file has it.
@@ -66,9 +66,20 @@ pub fn generate() -> io::Result<String> {
     Ok(format!("{PREFIX}{hex}"))
 }
 
+/// Which key it is, for as long as the server runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyId {
+    /// The one in this place of the command line. A key of the file may have the same name in logs.
+    Given(usize),
+    /// The one of this name in the file, whose secret may have been replaced.
+    Named(Arc<str>),
+}
+
 /// Somebody's key.
 #[derive(Debug)]
 pub struct Key {
+    /// Which one it is.
+    pub id: KeyId,
     /// For logs.
     pub name: String,
     /// What it is compared with.
@@ -243,7 +254,8 @@ impl KeyRing {
     pub fn new(given: &[String], file: Option<PathBuf>, rates: Rates) -> Result<Self, String> {
         let fixed = given.iter().enumerate().map(|(index, key)| {
             let quota = Quota::new(rates).map(Arc::new);
-            Arc::new(Key { name: format!("key-{}", index + 1), secret: Secret::of(key), rates, quota })
+            let (id, name) = (KeyId::Given(index), format!("key-{}", index + 1));
+            Arc::new(Key { id, name, secret: Secret::of(key), rates, quota })
         });
         let mut ring = Self { fixed: fixed.collect(), file: None, rates };
         if let Some(path) = file {
@@ -300,7 +312,8 @@ impl KeyRing {
                 Some(before) if before.rates == rates => before.quota.clone(),
                 _ => Quota::new(rates).map(Arc::new),
             };
-            Some(Arc::new(Key { name: entry.name, secret, rates, quota }))
+            let id = KeyId::Named(entry.name.as_str().into());
+            Some(Arc::new(Key { id, name: entry.name, secret, rates, quota }))
         };
         entries.into_iter().filter_map(key).collect()
     }

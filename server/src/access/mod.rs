@@ -6,10 +6,12 @@
 //! | [`quota`] | requests and tokens a minute, of a key or else of an address |
 //! | [`origins`] | which `Host` and `Origin` a request may name |
 //! | [`client`] | who a request is from, and what it took |
+//! | [`handshake`] | a key in the handshake of a WebSocket |
 //! | [`guard`] | asks all of them before any handler runs |
 
 pub mod client;
 pub mod guard;
+pub mod handshake;
 pub mod keys;
 pub mod origins;
 pub mod quota;
@@ -48,7 +50,13 @@ impl Access {
             return Ok(Client::by_address(address, secret.as_ref(), self.addresses.quota(address)));
         }
         let Some(secret) = secret else {
-            let message = "this server asks for an API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`";
+            let message = match handshake::is_handshake(request.headers()) {
+                false => "this server asks for an API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
+                true => {
+                    "this server asks for an API key: send `Authorization: Bearer KEY`, or offer the protocols `shimmy` and \
+                     `shimmy-key.` with the key in base64url"
+                }
+            };
             return Err(ApiError::unauthorized(message, "missing_api_key"));
         };
         match self.keys.find(&secret) {
@@ -64,6 +72,15 @@ fn secret(headers: &HeaderMap) -> Option<Secret> {
         let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
-    let key = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok().map(str::trim))?;
-    (!key.is_empty()).then(|| Secret::of(key))
+    let key = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok().map(str::trim));
+    match key {
+        Some(key) => (!key.is_empty()).then(|| Secret::of(key)),
+        None => handshake::key(headers),
+    }
+}
+
+/// What tells clients apart where nobody asks for a key: the key that a request brings all the same, in whichever header,
+/// or else what it says in `Authorization`.
+pub fn claim(headers: &HeaderMap) -> Option<Secret> {
+    secret(headers).or_else(|| headers.get(AUTHORIZATION).map(|value| Secret::of(value.as_bytes())))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use shimmy_runtime::engine::{EngineOptions, SamplingParams, Speculation};
-use shimmy_runtime::exec::{Activations, Backend, ExecOptions, KvSize, KvType, KvTypes};
+use shimmy_runtime::exec::{Activations, Backend, Device, ExecOptions, KvSize, KvType, KvTypes};
 use shimmy_runtime::kv::store::folder::KvFolder;
 use shimmy_runtime::models::{
     self, Catalog, Discovered, DraftOptions, KvStores, LoadOptions, LoadedModel, default_roots,
@@ -42,6 +42,8 @@ pub(super) enum BackendArg {
     Cpu,
     /// The portable one that the fast ones are checked against.
     Candle,
+    /// The one for NVIDIA GPUs. It has been checked on an emulated device only so far, and `auto` doesn't choose it.
+    Cuda,
 }
 
 /// Arithmetic of quantised matmuls.
@@ -61,6 +63,10 @@ pub(super) struct ExecArgs {
     /// Which executor.
     #[arg(long, value_enum, default_value_t)]
     pub(super) backend: BackendArg,
+    /// Which GPU, by its number in `shimmy gpu-info`; `emulated` runs the GPU's code on the CPU, very slowly, to look for
+    /// mistakes in it.
+    #[arg(long, value_name = "N", default_value_t)]
+    pub(super) device: Device,
     /// Worker threads [default: the physical cores this process may use].
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
@@ -101,7 +107,9 @@ impl ExecArgs {
                 BackendArg::Auto => Backend::Auto,
                 BackendArg::Cpu => Backend::Cpu,
                 BackendArg::Candle => Backend::Candle,
+                BackendArg::Cuda => Backend::Cuda,
             },
+            device: self.device,
             threads: self.threads.map(NonZeroUsize::get),
             max_context: self.ctx.map(NonZeroUsize::get),
             kv_size: match (self.kv_memory, self.kv_tokens) {

@@ -10,6 +10,7 @@ mod chat;
 mod config;
 mod failure;
 mod generate;
+mod gpu_info;
 mod inspect;
 mod interrupt;
 mod key;
@@ -63,6 +64,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Show what this machine offers, and what would run a model.
     Probe(probe::Args),
+    /// Show the GPUs of this machine, their memory and which of the built-in kernels they would run.
+    GpuInfo(gpu_info::Args),
     /// Measure how fast a model runs here.
     Bench(bench::Args),
     /// Compare the fast executor with the reference, token by token.
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Some(Command::List(args)) => list::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Probe(args)) => probe::run(args),
+        Some(Command::GpuInfo(args)) => gpu_info::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
     };

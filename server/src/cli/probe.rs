@@ -100,7 +100,7 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
     let executor = executor.name();
     let executor = match options.backend {
         Backend::Auto => executor.to_owned(),
-        Backend::Cpu | Backend::Candle => format!("{executor} (forced)"),
+        Backend::Cpu | Backend::Candle | Backend::Cuda => format!("{executor} (forced)"),
     };
     Ok(Model {
         name: found.name,

@@ -5,17 +5,20 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::client::{Reply, exchange, get, open};
-use super::harness::{MODEL, TestServer, endless, spelling, wait_for};
+use super::harness::{MODEL, TestServer, endless, spelling, test_limits, wait_for};
+use super::hostile_http::stop_in_a_second_head;
+use super::websocket_client::{Socket, text};
 use crate::access::Access;
 use crate::access::keys::{self, KeyRing};
 use crate::access::origins::{Hosts, Origins};
 use crate::access::quota::{Addresses, Rates};
 use crate::access_log::AccessLog;
+use crate::app::Limits;
 
 fn send(server: &TestServer, head: &[&str], body: &str) -> Reply {
     exchange(TcpStream::connect(server.address).unwrap(), head, body)
@@ -229,6 +232,55 @@ fn every_request_has_a_name_and_a_line_that_holds_no_prompt() {
     assert!(!text.contains("sesame") && !text.contains("secret") && !text.contains("\"hi\""), "{text}");
 }
 
+/// The handshake of a WebSocket that offers these protocols.
+fn handshake(server: &TestServer, protocols: &str) -> Reply {
+    let offer = format!("sec-websocket-protocol: {protocols}");
+    let version = ["sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="];
+    let upgrade = ["upgrade: websocket", "connection: upgrade"];
+    let head = ["GET /ws/generate HTTP/1.1", HOST, upgrade[0], upgrade[1], version[0], version[1], &offer];
+    send(server, &head, "")
+}
+
+#[test]
+fn a_page_opens_a_websocket_with_its_key_among_the_protocols() {
+    let lines = Lines::default();
+    let server = TestServer::start_as(spelling("hi"), |state, _| {
+        state.access.keys = KeyRing::new(&["sesame".into()], None, Rates::default()).unwrap();
+        state.access_log = Some(AccessLog::new(lines.clone(), true).unwrap());
+    });
+    for offer in ["shimmy, shimmy-key.c2VzYW1l", "openai-insecure-api-key.sesame, shimmy"] {
+        let stream = TcpStream::connect(server.address).unwrap();
+        let (mut socket, head) = Socket::over_with(stream, &format!("sec-websocket-protocol: {offer}\r\n"));
+        let head = head.to_ascii_lowercase();
+        let answered: Vec<&str> =
+            head.lines().filter_map(|line| line.strip_prefix("sec-websocket-protocol: ")).collect();
+        assert_eq!(answered, ["shimmy"], "{offer}: only what is no secret is answered");
+        assert!(!head.contains("sesame") && !head.contains("c2vzyw1l"), "{head}");
+        socket.send(&json!({"model": MODEL, "prompt": "x"}));
+        assert_eq!(text(&socket.answer()), "hi");
+    }
+    for (offer, status, code) in [
+        ("shimmy", 401, "missing_api_key"),
+        ("shimmy, shimmy-key.c2VzYW1", 401, "invalid_api_key"),
+        ("shimmy, shimmy-key.sesame", 401, "invalid_api_key"),
+        ("shimmy, openai-insecure-api-key.sesam", 401, "invalid_api_key"),
+        // We don't speak that one, and there is nothing else to answer.
+        ("realtime, openai-insecure-api-key.sesame", 400, "protocol_missing"),
+    ] {
+        let reply = handshake(&server, offer);
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (status, &json!(code)), "{offer}");
+        assert_eq!(reply.header("sec-websocket-protocol"), None, "{offer}");
+        assert!(!reply.body.contains("sesam") && !reply.body.contains("c2Vz"), "{}", reply.body);
+    }
+    // In any other request it is no key.
+    let offer = "sec-websocket-protocol: shimmy, shimmy-key.c2VzYW1l";
+    assert_eq!(send(&server, &["GET /v1/models HTTP/1.1", HOST, offer], "").status, 401);
+    lines.wait(8);
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("\"key\":\"key-1\""), "{text}");
+    assert!(!text.contains("sesam") && !text.contains("c2Vz"), "{text}");
+}
+
 #[test]
 fn a_stream_that_breaks_off_is_logged_as_such_with_what_it_took() {
     let lines = Lines::default();
@@ -264,9 +316,31 @@ fn a_unix_socket_serves_who_can_open_it_under_any_name() {
     assert_eq!(send(&server, &[CHAT, "host: anything"], &question()).status, 403);
 }
 
+/// Limits under which a connection on which nothing runs is soon closed.
+fn impatient() -> Limits {
+    let second = Duration::from_secs(1);
+    Limits { keep_alive: second, head: second, ..test_limits() }
+}
+
+#[cfg(unix)]
+#[test]
+fn half_a_head_does_not_hold_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let (listener, _file) = crate::listen::at_path(&path).unwrap();
+    let server = TestServer::start_as(spelling("hi"), |state, listeners| {
+        state.limits = impatient();
+        listeners.unix.push(listener);
+    });
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stop_in_a_second_head(&mut stream, "GET /health HTTP/1.1\r\n");
+    wait_for("its handles are closed", || server.state.connections.is_empty());
+}
+
 mod https {
     use std::process::Command;
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
     use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -317,6 +391,13 @@ mod https {
 
     /// A reply over HTTPS and the certificate that the server showed.
     fn over_https(server: &TestServer, head: &[&str]) -> (Reply, Vec<u8>) {
+        let (stream, any) = secured(server);
+        let reply = exchange(stream, head, &question());
+        let cert = any.0.lock().unwrap().clone();
+        (reply, cert)
+    }
+
+    fn secured(server: &TestServer) -> (StreamOwned<ClientConnection, TcpStream>, Arc<Any>) {
         let provider = Arc::new(rustls_graviola::default_provider());
         let any = Arc::new(Any::default());
         let config = ClientConfig::builder_with_provider(provider)
@@ -326,10 +407,9 @@ mod https {
             .with_custom_certificate_verifier(Arc::clone(&any) as Arc<dyn ServerCertVerifier>)
             .with_no_client_auth();
         let connection = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
-        let stream = StreamOwned::new(connection, TcpStream::connect(server.address).unwrap());
-        let reply = exchange(stream, head, &question());
-        let cert = any.0.lock().unwrap().clone();
-        (reply, cert)
+        let stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        (StreamOwned::new(connection, stream), any)
     }
 
     /// A new certificate for localhost; false where there is no openssl to make it.
@@ -345,6 +425,22 @@ mod https {
             file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(at)).unwrap();
         }
         is_made
+    }
+
+    #[test]
+    fn half_a_head_does_not_hold_a_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        if !make_certificate(folder.path(), 1_000_000) {
+            println!("SKIP: there is no openssl to make a certificate");
+            return;
+        }
+        let tls = Tls::load(folder.path().join("cert.pem"), folder.path().join("key.pem")).unwrap();
+        let server = TestServer::start_as(spelling("hi"), |state, listeners| {
+            state.limits = impatient();
+            listeners.tls = Some(Arc::new(tls));
+        });
+        stop_in_a_second_head(&mut secured(&server).0, "GET /health HTTP/1.1\r\n");
+        wait_for("its handles are closed", || server.state.connections.is_empty());
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn byte_char(byte: u8) -> char {
 }
 
 /// Writes a llama of one layer with zeros for weights: tokenizer, template and numbers are what matters.
-fn write_model(folder: &Path) {
+pub(super) fn write_model(folder: &Path) {
     let (hidden, inner, heads) = (8, 16, 2);
     let config = json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": VOCAB, "hidden_size": hidden,

@@ -7,6 +7,7 @@ mod access;
 mod anthropic;
 mod client;
 mod compatibility;
+mod connections;
 mod disconnect;
 mod drain;
 mod embeddings;

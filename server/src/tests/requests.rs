@@ -1,11 +1,15 @@
 //! Whole answers, bad input, overload, lists.
 
+use std::fs;
+
 use serde_json::{Value, json};
 use shimmy_runtime::engine::EngineOptions;
 use shimmy_runtime::engine::testing::TestExecutor;
+use shimmy_runtime::models::Discovered;
 
 use super::client::{get, open, post};
-use super::harness::{Brake, MAX_BODY, MODEL, TestServer, VOCAB, endless, spelling, tokens, wait_for};
+use super::harness::{Brake, MAX_BODY, MODEL, TestServer, VOCAB, endless, spelling, tokens, wait_for, write_model};
+use crate::routes::ollama::details::Summaries;
 
 const TEXT: &str = "Grüße, 世界! 🌍";
 
@@ -180,6 +184,8 @@ fn models_are_listed_and_found() {
     post(server.address, "/v1/chat/completions", &chat("hi"));
     let model = get(server.address, &format!("/v1/models/{MODEL}")).json();
     assert_eq!((&model["object"], &model["loaded"]), (&json!("model"), &json!(true)));
+    let all = json!(["completion", "chat", "embeddings"]);
+    assert_eq!((&model["capabilities"], &list["data"][0]["capabilities"]), (&all, &all));
     let reply = get(server.address, "/v1/models/tiny-tset");
     assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (404, Some("model_not_found")));
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains(MODEL));
@@ -189,6 +195,28 @@ fn models_are_listed_and_found() {
         &json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "x"}]}),
     );
     assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (404, Some("model")));
+}
+
+#[test]
+fn what_a_model_can_do_follows_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let of_changed = |name: &str, file: &str, from: &str, to: &str| {
+        let path = folder.path().join(name);
+        write_model(&path);
+        let text = fs::read_to_string(path.join(file)).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(path.join(file), text.replace(from, to)).unwrap();
+        let (model, summaries) = (Discovered::at(&path).unwrap(), Summaries::default());
+        let told = summaries.capabilities(&model);
+        assert_eq!(summaries.capabilities(&model), told, "what is remembered is the same");
+        told
+    };
+    let mute = of_changed("mute", "tokenizer_config.json", "\"chat_template\"", "\"no_template\"");
+    assert_eq!(mute, ["completion", "embeddings"]);
+    let strange = of_changed("strange", "config.json", "\"llama\"", "\"strange\"");
+    assert_eq!(strange, [""; 0], "there is a template, but nobody can load it");
+    let broken = of_changed("broken", "config.json", "{", "");
+    assert_eq!(broken, [""; 0]);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The Responses API: whole and as events, kept and gone on from, refused by name.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use shimmy_runtime::engine::testing::TestExecutor;
@@ -9,6 +11,8 @@ use shimmy_runtime::exec::Limits;
 
 use super::client::{Reply, get, open, open_with, post};
 use super::harness::{END, MODEL, TestServer, VOCAB, endless, spelling, tokens, wait_for};
+use crate::access::keys::{self, KeyRing};
+use crate::access::quota::Rates;
 
 const TEXT: &str = "Grüße, 世界! 🌍";
 
@@ -273,6 +277,48 @@ fn one_clients_responses_are_not_anothers() {
     }
     assert_eq!(ask("GET", &path, &Value::Null, "mine").status, 200);
     assert_eq!(ask("POST", "/v1/responses", &goes_on, "mine").status, 200);
+}
+
+#[test]
+fn a_response_is_its_keys_whatever_its_secret_and_header_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let no_limits = Rates::default();
+    // A key of the file that is called like the first one of the command line is another.
+    for (name, key) in [("ann", "first"), ("bob", "other"), ("key-1", "namesake")] {
+        keys::add(&file, name, key, no_limits).unwrap();
+    }
+    let server = TestServer::start_as(spelling("ok"), |state, _| {
+        state.access.keys = KeyRing::new(&["given".into()], Some(file.clone()), no_limits).unwrap();
+    });
+    let ask = |method: &str, path: &str, body: &Value, key: &str| {
+        open_with(server.address, method, path, &format!("{key}\r\n"), body.to_string().as_bytes()).finish()
+    };
+    let made = |key: &str| {
+        let made = ask("POST", "/v1/responses", &request(json!({})), key).json();
+        format!("/v1/responses/{}", made["id"].as_str().unwrap())
+    };
+    let (anns, givens) = (made("authorization: Bearer first"), made("authorization: Bearer given"));
+    let status = |path: &str, key: &str| ask("GET", path, &Value::Null, key).status;
+    assert_eq!(status(&anns, "x-api-key: first"), 200);
+    assert_eq!(status(&givens, "x-api-key: given"), 200);
+    // A second header doesn't make another owner.
+    assert_eq!(status(&anns, "authorization: Bearer first\r\nx-api-key: other"), 200);
+    keys::remove(&file, "ann").unwrap();
+    keys::add(&file, "ann", "second", no_limits).unwrap();
+    // A file system may count whole seconds only.
+    let later = SystemTime::now() + Duration::from_secs(5);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
+    server.state.access.keys.reload();
+    assert_eq!(status(&anns, "x-api-key: first"), 401);
+    for (path, key) in
+        [(&anns, "other"), (&anns, "given"), (&anns, "namesake"), (&givens, "second"), (&givens, "namesake")]
+    {
+        assert_eq!(status(path, &format!("x-api-key: {key}")), 404, "{key}");
+        assert_eq!(ask("DELETE", path, &Value::Null, &format!("x-api-key: {key}")).status, 404, "{key}");
+    }
+    assert_eq!(status(&anns, "authorization: Bearer second"), 200);
+    assert_eq!(ask("DELETE", &anns, &Value::Null, "x-api-key: second").status, 200);
 }
 
 #[test]

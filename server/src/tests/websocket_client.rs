@@ -36,11 +36,18 @@ impl Socket {
     }
 
     /// Shakes hands on a connection.
-    pub(super) fn over(mut stream: TcpStream) -> Self {
+    pub(super) fn over(stream: TcpStream) -> Self {
+        Self::over_with(stream, "").0
+    }
+
+    /// The same with further header lines, each with its line break; also gives the head of the answer.
+    pub(super) fn over_with(mut stream: TcpStream, headers: &str) -> (Self, String) {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         // Key and answer are those of RFC 6455, 1.3.
-        let request = "GET /ws/generate HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
-                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let request = format!(
+            "GET /ws/generate HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+        );
         stream.write_all(request.as_bytes()).unwrap();
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
@@ -49,7 +56,7 @@ impl Socket {
         }
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-        Self { reader, answers_pings: true }
+        (Self { reader, answers_pings: true }, head)
     }
 
     /// Sends bytes as they are. The peer may have closed already.

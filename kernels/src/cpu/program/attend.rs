@@ -6,11 +6,11 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::instr::{Instr, Span};
 use super::ops::{Run, range_of};
 use super::{CacheSlot, WorkerScratch};
 use crate::cpu::Numerics;
 use crate::cpu::attention::{KV_BLOCK, TILE_QUERIES, TileArgs, merge_parts};
+use crate::program::instr::{Instr, Span};
 
 /// Positions that a part of a context has at least: some µs of work.
 const PART_POSITIONS: usize = 512;

@@ -1,11 +1,10 @@
-//! A model's step as a program that the worker team runs together (SPMD): every worker walks the same instructions and
+//! A [program](crate::program) that the worker team runs together (SPMD): every worker walks the same instructions and
 //! does its share of each; barriers stand only where data crosses from one worker to another.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | [`instr`] | the instructions and what they read and write |
-//! | [`build`] | checks every shape once, places the barriers, allocates all memory |
-//! | [`run`] | checks a step's input, then executes; allocates nothing |
+//! | [`build`] | places the barriers, allocates all memory |
+//! | [`run`] | executes a step; allocates nothing |
 //! | `ops`, `attend` | what each instruction does on one worker |
 //! | `memory` | memory that workers share |
 //!
@@ -19,18 +18,16 @@
 
 mod attend;
 pub mod build;
-pub mod instr;
 mod memory;
 mod ops;
 pub mod run;
 #[cfg(test)]
 mod tests;
 
-pub use build::ProgramBuilder;
-pub use instr::{
-    ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Rows, SharedBytes, Span, VecId, WeightId,
+pub use crate::program::{
+    ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, ProgramBuilder, ProgramError, ProgramSize, Rows,
+    SeqInput, SharedBytes, Span, StepInput, VecId, WeightId,
 };
-pub use run::{SeqInput, StepInput};
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
@@ -39,32 +36,9 @@ use super::kv::{KvPool, KvTypes};
 use super::program::memory::{Own, Region};
 use super::team::Team;
 use super::vector::VectorKernels;
-use super::{CpuKernels, MatrixRef, Scratch};
-
-/// What a program can refuse.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProgramError {
-    /// An instruction's shapes don't fit its buffers or weights.
-    #[error("instruction {index} ({name}): {what}")]
-    Instr {
-        /// Position in the program.
-        index: usize,
-        /// Kind.
-        name: &'static str,
-        /// What doesn't fit.
-        what: String,
-    },
-    /// A step's input is outside what the program was built for.
-    #[error("step: {0}")]
-    Step(String),
-    /// A worker panicked.
-    #[error(transparent)]
-    Worker(#[from] super::team::WorkerPanicked),
-    /// A matrix's bytes don't fit its shape.
-    #[error(transparent)]
-    Kernel(#[from] crate::Error),
-}
+use super::{CpuKernels, Scratch};
+use crate::program::builder::WeightSlot;
+use crate::program::input::InputCheck;
 
 /// A checked program with its memory.
 pub struct Program {
@@ -86,13 +60,10 @@ struct Code {
     output: Span,
     /// Hidden states that a step can return beside its outputs.
     hidden: Option<Span>,
-    vocab_size: usize,
     max_tokens: usize,
     max_outputs: usize,
     num_blocks: usize,
     num_window_blocks: usize,
-    /// Positions that an attention over the window's pool sees at most, the own one included.
-    window: usize,
     kv: KvTypes,
     /// Values of cos (and of sin) a token, for each rope table.
     rope_halves: Vec<usize>,
@@ -132,13 +103,6 @@ struct CacheSlot {
     v: usize,
 }
 
-struct WeightSlot {
-    bytes: SharedBytes,
-    dtype: crate::quant::QuantType,
-    rows: usize,
-    cols: usize,
-}
-
 /// All memory of a step, allocated once. Zeroed memory that is never used never becomes resident.
 struct Memory {
     /// Buffers, f32.
@@ -156,10 +120,7 @@ struct Memory {
     /// Parts that are done, for each sequence whose context is cut and each KV head; 0 between instructions.
     arrivals: Vec<AtomicU32>,
     scratch: Vec<Own<WorkerScratch>>,
-    /// Per block, those of the window's pool last: the step that wrote it last, to refuse a block that is written twice in one.
-    writers: Vec<u64>,
-    /// Counts steps.
-    epoch: u64,
+    check: InputCheck,
 }
 
 /// What a worker needs for itself.
@@ -183,65 +144,12 @@ impl Program {
         self.code.num_blocks_in(pool)
     }
 
-    /// Copies a block of a KV pool, the keys and values of all its caches, over another one.
-    ///
-    /// # Errors
-    /// [`ProgramError::Step`] when one of them is outside the pool.
-    pub fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
-        self.check_block(pool, from.max(to))?;
-        for (from, to) in self.code.block_ranges(pool, from).zip(self.code.block_ranges(pool, to)) {
-            self.memory.kv.copy_within(from, to.start);
-        }
-        Ok(())
-    }
-
-    /// Bytes of a block of a KV pool: the keys and values of all its caches.
-    pub fn block_bytes(&self, pool: KvPool) -> usize {
-        self.code.block_ranges(pool, 0).map(|range| range.len()).sum()
-    }
-
-    /// Appends the keys and values of a block, cache by cache: [`block_bytes`](Self::block_bytes) in all. What they mean
-    /// depends on the program and on the KV types, not on the instruction set.
-    ///
-    /// # Errors
-    /// [`ProgramError::Step`] when it is outside the pool.
-    pub fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
-        for range in self.code.block_ranges(pool, block) {
-            into.extend_from_slice(self.memory.kv.get_mut(range));
-        }
-        Ok(())
-    }
-
-    /// Replaces the keys and values of a block by what [`read_block`](Self::read_block) gave.
-    ///
-    /// # Errors
-    /// [`ProgramError::Step`] when it is outside the pool, or the number of bytes is wrong; then nothing was written.
-    pub fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
-        if bytes.len() != self.block_bytes(pool) {
-            let what = format!("{} bytes for a block of {}", bytes.len(), self.block_bytes(pool));
-            return Err(ProgramError::Step(what));
-        }
-        for range in self.code.block_ranges(pool, block) {
-            let (part, rest) = bytes.split_at(range.len());
-            self.memory.kv.get_mut(range).copy_from_slice(part);
-            bytes = rest;
-        }
-        Ok(())
-    }
-
     fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
         let num_blocks = self.code.num_blocks_in(pool);
         if (block as usize) < num_blocks {
             return Ok(());
         }
         Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
-    }
-
-    /// Lets the workers sleep until the next step: see [`Team::rest`](super::team::Team::rest).
-    pub fn rest(&self) {
-        self.team.rest();
     }
 
     /// Workers.

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
 use super::{ActSlot, CacheSlot, Code, Memory, StepInput, WorkerScratch};
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
@@ -10,6 +9,7 @@ use crate::cpu::vector::{NormRow, rope_head};
 use crate::cpu::{
     ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, ROW_TILE, SUM_GROUP,
 };
+use crate::program::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
 
 /// Pieces of a matmul for each worker: enough to even out a worker that is slower than the others or has lost its core.
 const PIECES_A_WORKER: usize = 4;

@@ -4,231 +4,20 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::build::ProgramSize;
 use super::*;
 use crate::cpu::Numerics;
 use crate::cpu::attention::{KV_BLOCK, NO_BLOCK};
 use crate::cpu::kv::KvType;
 use crate::cpu::vector::{Activation, RopePairs};
+use crate::program::Machine;
+use crate::program::testing::{HEAD_DIM, HEADS, Input, KV_TYPES, Kit, VOCAB, size};
 use crate::quant::{
     QuantType,
     tests::{Rng, random_row},
 };
 
-const VOCAB: usize = 40;
-/// Every type, alone or with another one.
-const KV_TYPES: [KvTypes; 5] = [
-    KvTypes { k: KvType::F32, v: KvType::F32 },
-    KvTypes { k: KvType::F16, v: KvType::F16 },
-    KvTypes { k: KvType::Q8_0, v: KvType::Q8_0 },
-    KvTypes { k: KvType::Q8_0, v: KvType::Q4_0 },
-    KvTypes { k: KvType::Q4_0, v: KvType::F16 },
-];
-/// Widths of the buffers of tokens: two of each, so that operands can differ.
-const WIDTHS: [usize; 3] = [64, 128, 96];
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
-const HEAD_DIM: usize = 32;
-
-fn size(num_workers: usize, kv: KvTypes) -> ProgramSize {
-    ProgramSize { max_tokens: 40, max_outputs: 8, num_blocks: 8, num_window_blocks: 0, kv, num_workers }
-}
-
-/// The parts that random programs are put together from.
-struct Kit {
-    program: ProgramBuilder,
-    rng: Rng,
-    /// Whether a matrix has an integer matmul, by its number.
-    integer: Vec<bool>,
-    /// `[WIDTHS][2]`
-    spans: [Span; 2 * WIDTHS.len()],
-    /// One for each of `WIDTHS`.
-    acts: Vec<ActId>,
-    cache: CacheId,
-    table: usize,
-}
-
-impl Kit {
-    fn new(seed: u64) -> Self {
-        let mut program = ProgramBuilder::new(CpuKernels::detect());
-        let spans = std::array::from_fn(|i| {
-            let buf = program.buffer(WIDTHS[i / 2], Rows::Tokens);
-            program.span(buf)
-        });
-        let acts = WIDTHS.iter().map(|&width| program.act(width)).collect();
-        let cache = program.cache(KvPool::Full, KV_HEADS, HEAD_DIM, HEAD_DIM);
-        let table = program.rope_table(HEAD_DIM / 2);
-        Self { program, rng: Rng(seed * 77 + 1), integer: Vec::new(), spans, acts, cache, table }
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.rng.next() >> 33) as usize % n
-    }
-
-    fn weight(&mut self, rows: usize, cols: usize) -> WeightId {
-        let dtype = [QuantType::Q8_0, QuantType::Q4_0, QuantType::F32][self.below(3)];
-        let bytes: Vec<u8> = (0..rows).flat_map(|_| random_row(dtype, cols, &mut self.rng)).collect();
-        let weight = self.program.weight(Arc::new(bytes), dtype, rows, cols).unwrap();
-        self.integer.push(CpuKernels::matmul_q8_supported(dtype));
-        assert_eq!(weight.0 + 1, self.integer.len());
-        weight
-    }
-
-    fn vector(&mut self, len: usize) -> VecId {
-        let data = self.rng.normals(len);
-        self.program.vector(data)
-    }
-
-    /// Index into `WIDTHS`, and one of the two buffers of that width.
-    fn pick(&mut self) -> (usize, Span) {
-        let width = self.below(WIDTHS.len());
-        let which = self.below(2);
-        (width, self.spans[2 * width + which])
-    }
-
-    fn activation(&mut self) -> Activation {
-        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu][self.below(4)]
-    }
-
-    fn matmul(&mut self) -> Instr {
-        let (k, x) = self.pick();
-        let (n, out) = self.pick();
-        let weight = self.weight(WIDTHS[n], WIDTHS[k]);
-        let bias = (self.below(2) == 0).then(|| self.vector(WIDTHS[n]));
-        let mut parts = vec![MatMulPart { weight, out, bias }];
-        let other = self.spans[2 * n + usize::from(out == self.spans[2 * n])];
-        let then = match self.below(4) {
-            0 => MatMulThen::AddTo(other),
-            1 => {
-                parts.push(MatMulPart { weight: self.weight(WIDTHS[n], WIDTHS[k]), out: other, bias: None });
-                MatMulThen::Glu(self.activation())
-            }
-            2 => {
-                // A group of unequal widths: shares cross from one matrix to the next.
-                let m = (n + 1) % WIDTHS.len();
-                let out = self.spans[2 * m + self.below(2)];
-                parts.push(MatMulPart { weight: self.weight(WIDTHS[m], WIDTHS[k]), out, bias: None });
-                MatMulThen::Done
-            }
-            _ => MatMulThen::Done,
-        };
-        // Integer weights only on quantised rows; floats on an input that no output shares a buffer with.
-        let all_integer = parts.iter().all(|part| self.integer[part.weight.0]);
-        let apart = parts.iter().all(|part| part.out.buf != x.buf)
-            && !matches!(then, MatMulThen::AddTo(dst) if dst.buf == x.buf);
-        if all_integer && (!apart || self.below(2) == 0) {
-            return Instr::MatMul { x: MatMulX::Act(self.acts[k]), rows: Rows::Tokens, parts, then };
-        }
-        if apart {
-            return Instr::MatMul { x: MatMulX::Float(x), rows: Rows::Tokens, parts, then };
-        }
-        Instr::Quantize { x, act: self.acts[k] }
-    }
-
-    fn instr(&mut self) -> Instr {
-        let (width, x) = self.pick();
-        let out = self.spans[2 * width + self.below(2)];
-        match self.below(16) {
-            0 => Instr::Activate { act: self.activation(), x, out },
-            1 => Instr::Add { a: x, b: out, out: self.spans[2 * width + self.below(2)] },
-            2 => Instr::Glu { act: self.activation(), gate: x, up: out, out: self.spans[2 * width + self.below(2)] },
-            3 => Instr::Scale { factor: 0.5, x, out },
-            4 => Instr::Softcap { cap: 3.0, x, out },
-            5 => Instr::Rope {
-                x: self.spans[self.below(4)],
-                head_dim: HEAD_DIM,
-                pairs: [RopePairs::Halves, RopePairs::Adjacent][self.below(2)],
-                table: self.table,
-            },
-            6 => Instr::Quantize { x, act: self.acts[width] },
-            7 => Instr::StoreKv { k: self.spans[self.below(2)], v: self.spans[self.below(2)], cache: self.cache },
-            8 | 9 => {
-                let from = self.below(2);
-                Instr::Attend {
-                    q: self.spans[2 + from],
-                    out: self.spans[3 - from],
-                    cache: self.cache,
-                    num_heads: HEADS,
-                    scale: 0.2,
-                    softcap: (self.below(2) == 0).then_some(5.0),
-                    window: (self.below(2) == 0).then_some(9),
-                    causal: self.below(4) != 0,
-                    sinks: (self.below(2) == 0).then(|| self.vector(HEADS)),
-                }
-            }
-            10..13 => self.matmul(),
-            // Norms also keep the numbers in a range where a difference shows.
-            _ => {
-                let weight = (self.below(2) == 0).then(|| self.vector(WIDTHS[width] / 2));
-                Instr::Norm { centre: self.below(2) == 0, eps: 1e-3, groups: 2, x, out, weight, bias: None }
-            }
-        }
-    }
-
-    /// A program of `num_instrs`; the same for the same seed.
-    fn build(mut self, num_instrs: usize, size: ProgramSize) -> Program {
-        for span in self.spans {
-            let table = self.weight(VOCAB, span.width);
-            self.program.push(Instr::Embed { table, scale: 3.0, out: span });
-        }
-        for i in 0..WIDTHS.len() {
-            self.program.push(Instr::Quantize { x: self.spans[2 * i], act: self.acts[i] });
-        }
-        for _ in 0..num_instrs {
-            let instr = self.instr();
-            self.program.push(instr);
-        }
-        let buf = self.program.buffer(WIDTHS[0], Rows::Outputs);
-        let out = self.program.span(buf);
-        self.program.push(Instr::Gather { x: self.spans[0], out });
-        self.program.build(out, VOCAB, size).unwrap()
-    }
-}
-
-/// One step's input, owned.
-struct Input {
-    tokens: Vec<u32>,
-    seqs: Vec<SeqInput>,
-    seq_of_row: Vec<u32>,
-    blocks: Vec<u32>,
-    outputs: Vec<u32>,
-    ropes: Vec<(Vec<f32>, Vec<f32>)>,
-}
-
-impl Input {
-    /// Pieces of two sequences: lengths and first positions.
-    fn new(rng: &mut Rng, pieces: [(usize, usize); 2]) -> Self {
-        let num_rows = pieces.iter().map(|(len, _)| len).sum();
-        let mut seqs = Vec::new();
-        let mut row = 0;
-        for (index, (len, start)) in pieces.into_iter().enumerate() {
-            seqs.push(SeqInput { rows: row..row + len, start, table: 4 * index..4 * index + 4 });
-            row += len;
-        }
-        let angles = rng.normals(num_rows * HEAD_DIM / 2);
-        Self {
-            tokens: (0..num_rows).map(|_| rng.next() as u32 % VOCAB as u32).collect(),
-            seq_of_row: seqs.iter().enumerate().flat_map(|(i, seq)| vec![i as u32; seq.rows.len()]).collect(),
-            seqs,
-            blocks: vec![6, 1, 4, 3, 0, 7, 2, 5],
-            outputs: vec![num_rows as u32 - 1, 0],
-            ropes: vec![(angles.iter().map(|x| x.cos()).collect(), angles.iter().map(|x| x.sin()).collect())],
-        }
-    }
-
-    fn as_step(&self) -> StepInput<'_> {
-        StepInput {
-            tokens: &self.tokens,
-            seqs: &self.seqs,
-            seq_of_row: &self.seq_of_row,
-            blocks: &self.blocks,
-            window_blocks: &[],
-            outputs: &self.outputs,
-            hidden: &[],
-            ropes: &self.ropes,
-            numerics: Numerics::Fast,
-        }
-    }
+fn program(num_workers: usize, (builder, out): (ProgramBuilder, Span), size: ProgramSize) -> Program {
+    Program::new(CpuKernels::detect(), num_workers, builder, out, size).unwrap()
 }
 
 /// All of the program's buffers, and its output.
@@ -251,7 +40,7 @@ fn random_programs_give_the_same_bits_on_any_number_of_workers() {
     for seed in 0..60 {
         let [k, v] = [seed % 4, seed / 4 % 4].map(|index| KvType::ALL[index as usize]);
         let kv = KvTypes { k, v };
-        let mut programs = [1, 2, 3].map(|workers| Kit::new(seed).build(25, size(workers, kv)));
+        let mut programs = [1, 2, 3].map(|workers| program(workers, Kit::new(seed).build(25), size(kv)));
         let mut rng = Rng(seed + 1000);
         // A prompt beside a token, tokens alone, a longer prompt after what is cached.
         for pieces in [[(5, 0), (1, 0)], [(1, 5), (1, 1)], [(3, 6), (35, 2)], [(1, 9), (1, 37)]] {
@@ -268,33 +57,33 @@ fn random_programs_give_the_same_bits_on_any_number_of_workers() {
 
 /// One layer's attention alone: embeddings are queries, keys and values.
 fn attention_program(num_workers: usize, kv: KvTypes, num_blocks: usize) -> Program {
-    let size = ProgramSize { max_tokens: 64, max_outputs: 8, num_blocks, num_window_blocks: 0, kv, num_workers };
-    attention_layer(KvPool::Full, None, size)
+    let size = ProgramSize { vocab_size: VOCAB, max_tokens: 64, max_outputs: 8, num_blocks, num_window_blocks: 0, kv };
+    attention_layer(num_workers, KvPool::Full, None, size)
 }
 
 /// The same with a window, in either pool.
-fn attention_layer(pool: KvPool, window: Option<usize>, size: ProgramSize) -> Program {
-    let mut program = ProgramBuilder::new(CpuKernels::detect());
+fn attention_layer(num_workers: usize, pool: KvPool, window: Option<usize>, size: ProgramSize) -> Program {
+    let mut builder = ProgramBuilder::new();
     let mut rng = Rng(99);
     let (num_heads, dim) = (3, 64);
     let [q, k, v, out] = [num_heads * dim, dim, dim, num_heads * dim].map(|width| {
-        let buf = program.buffer(width, Rows::Tokens);
-        program.span(buf)
+        let buf = builder.buffer(width, Rows::Tokens);
+        builder.span(buf)
     });
     for span in [q, k, v] {
         let bytes: Vec<u8> = rng.normals(VOCAB * span.width).into_iter().flat_map(f32::to_le_bytes).collect();
-        let table = program.weight(Arc::new(bytes), QuantType::F32, VOCAB, span.width).unwrap();
-        program.push(Instr::Embed { table, scale: 1.0, out: span });
+        let table = builder.weight(Arc::new(bytes), QuantType::F32, VOCAB, span.width).unwrap();
+        builder.push(Instr::Embed { table, scale: 1.0, out: span });
     }
-    let cache = program.cache(pool, 1, dim, dim);
-    let sinks = Some(program.vector(vec![0.5, -1.0, 3.0]));
-    program.push(Instr::StoreKv { k, v, cache });
+    let cache = builder.cache(pool, 1, dim, dim);
+    let sinks = Some(builder.vector(vec![0.5, -1.0, 3.0]));
+    builder.push(Instr::StoreKv { k, v, cache });
     let (softcap, scale, causal) = (None, 0.125, true);
-    program.push(Instr::Attend { q, out, cache, num_heads, scale, softcap, window, causal, sinks });
-    let buf = program.buffer(num_heads * dim, Rows::Outputs);
-    let result = program.span(buf);
-    program.push(Instr::Gather { x: out, out: result });
-    program.build(result, VOCAB, size).unwrap()
+    builder.push(Instr::Attend { q, out, cache, num_heads, scale, softcap, window, causal, sinks });
+    let buf = builder.buffer(num_heads * dim, Rows::Outputs);
+    let result = builder.span(buf);
+    builder.push(Instr::Gather { x: out, out: result });
+    program(num_workers, (builder, result), size)
 }
 
 #[test]
@@ -356,15 +145,15 @@ fn a_window_in_a_pool_of_its_own_gives_the_same_bits_and_reads_no_hole() {
     let blocks: Vec<u32> = (0..num_blocks as u32).collect();
     for kv in KV_TYPES {
         let size = |num_blocks, num_window_blocks| ProgramSize {
+            vocab_size: VOCAB,
             max_tokens: 64,
             max_outputs: 8,
             num_blocks,
             num_window_blocks,
             kv,
-            num_workers: 2,
         };
-        let mut whole = attention_layer(KvPool::Full, Some(WINDOW), size(num_blocks, 0));
-        let mut windowed = attention_layer(KvPool::Window, Some(WINDOW), size(num_blocks, 6));
+        let mut whole = attention_layer(2, KvPool::Full, Some(WINDOW), size(num_blocks, 0));
+        let mut windowed = attention_layer(2, KvPool::Window, Some(WINDOW), size(num_blocks, 6));
         assert_eq!((windowed.num_blocks(KvPool::Full), windowed.num_blocks(KvPool::Window)), (num_blocks, 6));
         let mut start: usize = 0;
         for len in [1, 40, 64, 3, 20, 1, 1, 64, 50, 31, 33, 64, 28] {
@@ -407,7 +196,7 @@ fn a_window_in_a_pool_of_its_own_gives_the_same_bits_and_reads_no_hole() {
 
 #[test]
 fn a_cache_of_the_last_tokens_refuses_to_be_read_whole() {
-    let mut program = ProgramBuilder::new(CpuKernels::detect());
+    let mut program = ProgramBuilder::new();
     let spans = [64, 64].map(|width| {
         let buf = program.buffer(width, Rows::Tokens);
         program.span(buf)
@@ -418,7 +207,7 @@ fn a_cache_of_the_last_tokens_refuses_to_be_read_whole() {
     program.push(Instr::Attend { q, out, cache, num_heads: 1, scale: 1.0, softcap, window, causal: true, sinks });
     let buf = program.buffer(64, Rows::Outputs);
     let result = program.span(buf);
-    let error = program.build(result, VOCAB, size(1, KvType::F16.into())).err().unwrap();
+    let error = Program::new(CpuKernels::detect(), 1, program, result, size(KvType::F16.into())).err().unwrap();
     assert!(error.to_string().contains("a window only"), "{error}");
 }
 
@@ -519,11 +308,11 @@ fn an_invariant_sequence_is_the_same_in_any_company() {
 #[test]
 fn quantised_caches_refuse_heads_of_broken_groups() {
     for (kv, fits) in [(KvType::F16, true), (KvType::Q8_0, false), (KvType::Q4_0, false)] {
-        let mut program = ProgramBuilder::new(CpuKernels::detect());
+        let mut program = ProgramBuilder::new();
         program.cache(KvPool::Full, 1, 24, 24);
         let buf = program.buffer(8, Rows::Outputs);
         let out = program.span(buf);
-        match program.build(out, VOCAB, size(1, kv.into())) {
+        match Program::new(CpuKernels::detect(), 1, program, out, size(kv.into())) {
             Ok(_) => assert!(fits),
             Err(error) => assert!(!fits && error.to_string().contains(kv.name()), "{error}"),
         }
@@ -582,7 +371,7 @@ fn barriers_stand_where_data_crosses_and_nowhere_else() {
     let buf = kit.program.buffer(64, Rows::Outputs);
     let out = kit.program.span(buf);
     kit.program.push(Instr::Gather { x: y, out });
-    let program = kit.program.build(out, VOCAB, size(1, KvType::F16.into())).unwrap();
+    let program = program(1, (kit.program, out), size(KvType::F16.into()));
     let placed: Vec<bool> = program.code.instrs.iter().map(|step| step.barrier).collect();
     // The gather picks any row.
     let wanted: Vec<bool> = expected.iter().map(|(_, barrier)| *barrier).chain([true]).collect();
@@ -598,7 +387,7 @@ fn instructions_that_do_not_fit_are_refused_by_name() {
         kit.program.push(instr);
         let buf = kit.program.buffer(64, Rows::Outputs);
         let out = kit.program.span(buf);
-        match kit.program.build(out, VOCAB, size(1, KvType::F16.into())) {
+        match Program::new(CpuKernels::detect(), 1, kit.program, out, size(KvType::F16.into())) {
             Err(ProgramError::Instr { index: 0, name: got, .. }) => assert_eq!(got, name),
             Err(other) => panic!("{name}: {other}"),
             Ok(_) => panic!("{name}: accepted"),
@@ -675,7 +464,7 @@ fn instructions_that_do_not_fit_are_refused_by_name() {
 
 #[test]
 fn steps_outside_the_program_are_refused_and_change_nothing() {
-    let mut program = Kit::new(3).build(10, size(2, KvType::F16.into()));
+    let mut program = program(2, Kit::new(3).build(10), size(KvType::F16.into()));
     let mut rng = Rng(5);
     let sound = Input::new(&mut rng, [(5, 0), (1, 0)]);
     let before = run(&mut program, &sound);
@@ -706,7 +495,7 @@ fn steps_outside_the_program_are_refused_and_change_nothing() {
 #[test]
 fn hidden_states_are_gathered_apart_from_the_outputs() {
     let program = |with_hidden: bool| {
-        let mut kit = ProgramBuilder::new(CpuKernels::detect());
+        let mut kit = ProgramBuilder::new();
         let table: Vec<f32> = (0..VOCAB * 32).map(|i| i as f32).collect();
         let bytes: Vec<u8> = table.iter().flat_map(|x| x.to_le_bytes()).collect();
         let table = kit.weight(Arc::new(bytes), QuantType::F32, VOCAB, 32).unwrap();
@@ -722,7 +511,7 @@ fn hidden_states_are_gathered_apart_from_the_outputs() {
         if with_hidden {
             kit.hidden(hidden);
         }
-        kit.build(out, VOCAB, size(2, KvType::F32.into())).unwrap()
+        program(2, (kit, out), size(KvType::F32.into()))
     };
     let tokens = [3, 1, 2, 5];
     let seqs = [SeqInput { rows: 0..4, start: 0, table: 0..1 }];

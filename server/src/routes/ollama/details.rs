@@ -7,11 +7,21 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
+use shimmy_runtime::arch::load;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::models::{Discovered, Summary};
+use shimmy_runtime::plan::OutputKind;
 
-/// When a file was changed, and what it said then; `None`: it can't be read.
-type Known = (Option<SystemTime>, Option<Summary>);
+/// What a file said.
+#[derive(Debug, Clone)]
+struct Known {
+    /// When it was changed before that.
+    modified: Option<SystemTime>,
+    /// `None`: it can't be read.
+    summary: Option<Summary>,
+    /// Whether this build knows its architecture and everything that it asks for.
+    runs: bool,
+}
 
 /// Summaries of the files that were asked for.
 #[derive(Debug, Default)]
@@ -22,15 +32,34 @@ pub struct Summaries {
 impl Summaries {
     /// Of this model; `None` if its file can't be read.
     pub fn of(&self, model: &Discovered) -> Option<Summary> {
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((modified, summary)) = known().get(&model.path)
-            && *modified == model.modified
+        self.known_of(model).summary
+    }
+
+    /// What this model can be asked for: nothing if it can't be loaded, and `chat` only if its file brings a template.
+    pub fn capabilities(&self, model: &Discovered) -> Vec<&'static str> {
+        let known = self.known_of(model);
+        let can_chat = known.summary.is_some_and(|summary| summary.chat_template);
+        [("completion", known.runs), ("chat", known.runs && can_chat), ("embeddings", known.runs)]
+            .into_iter()
+            .filter_map(|(name, is_there)| is_there.then_some(name))
+            .collect()
+    }
+
+    fn known_of(&self, model: &Discovered) -> Known {
+        let all = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all().get(&model.path)
+            && known.modified == model.modified
         {
-            return summary.clone();
+            return known.clone();
         }
-        let summary = ModelFile::open(&model.path).and_then(|file| Summary::of(&file)).ok();
-        known().insert(model.path.clone(), (model.modified, summary.clone()));
-        summary
+        let file = ModelFile::open(&model.path).ok();
+        let known = Known {
+            modified: model.modified,
+            summary: file.as_ref().and_then(|file| Summary::of(file).ok()),
+            runs: file.is_some_and(|file| load(&file, OutputKind::Logits).is_ok()),
+        };
+        all().insert(model.path.clone(), known.clone());
+        known
     }
 }
 

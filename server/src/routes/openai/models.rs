@@ -6,33 +6,45 @@ use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shimmy_runtime::models::Discovered;
+use utoipa::ToSchema;
 
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::routes::request::report::unix_seconds;
 use crate::routes::resource;
 
-#[derive(Serialize)]
-struct List {
+/// Models on the server's machine.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelList)]
+pub(in crate::routes) struct List {
+    /// `list`.
     object: &'static str,
     data: Vec<Model>,
 }
 
-#[derive(Serialize)]
-struct Model {
+/// A model on the server's machine.
+#[derive(Serialize, ToSchema)]
+pub(in crate::routes) struct Model {
+    /// What requests call it.
     id: String,
+    /// `model`.
     object: &'static str,
     /// When the file was last changed.
     created: u64,
+    /// `local`.
     owned_by: &'static str,
     /// Whether the next request finds it in memory.
     loaded: bool,
+    /// What it can be asked for, going by its file: `completion`, `chat` (it has a chat template), `embeddings`; nothing if it
+    /// can't be loaded.
+    capabilities: Vec<&'static str>,
 }
 
 impl Model {
-    fn new(model: Discovered, loaded: bool) -> Self {
+    fn new(state: &AppState, model: Discovered, loaded: bool) -> Self {
+        let capabilities = state.summaries.capabilities(&model);
         let created = model.modified.map_or(0, unix_seconds);
-        Self { id: model.name, object: "model", created, owned_by: "local", loaded }
+        Self { id: model.name, object: "model", created, owned_by: "local", loaded, capabilities }
     }
 }
 
@@ -56,9 +68,12 @@ pub fn config(cfg: &mut web::ServiceConfig) {
 }
 
 async fn list(state: web::Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    // The first list walks the disk.
-    let models = web::block(move || state.models.list()).await.map_err(|_| ApiError::server("listing failed"))?;
-    let data: Vec<Model> = models.into_iter().map(|(model, loaded)| Model::new(model, loaded)).collect();
+    // The first list walks the disk and reads the files.
+    let listed = web::block(move || {
+        let models = state.models.list().into_iter();
+        models.map(|(model, loaded)| Model::new(&state, model, loaded)).collect::<Vec<Model>>()
+    });
+    let data = listed.await.map_err(|_| ApiError::server("listing failed"))?;
     if wants_anthropics_shape(&request) {
         let id = |model: Option<&Model>| model.map(|model| model.id.clone());
         let ends = (id(data.first()), id(data.last()));
@@ -77,7 +92,7 @@ async fn get(
     let found = web::block(move || {
         let model = state.models.find(&id)?;
         let loaded = state.models.ready(&model.name).is_some();
-        Ok::<_, ApiError>(Model::new(model, loaded))
+        Ok::<_, ApiError>(Model::new(&state, model, loaded))
     });
     let model = found.await.map_err(|_| ApiError::server("listing failed"))??;
     Ok(match wants_anthropics_shape(&request) {

@@ -57,9 +57,9 @@ fn document() -> OpenApi {
     let (mut paths, mut schemas) = (PathsBuilder::new(), Vec::new());
     let mut items: Vec<(&str, PathItemBuilder)> = Vec::new();
     for endpoint in table::endpoints() {
-        if let Some(request) = &endpoint.request {
-            schemas.push(((request.name)().into_owned(), (request.schema)()));
-            (request.others)(&mut schemas);
+        for described in endpoint.request.iter().chain(&endpoint.answer) {
+            schemas.push(((described.name)().into_owned(), (described.schema)()));
+            (described.others)(&mut schemas);
         }
         let operation = operation(&endpoint).build();
         match items.iter_mut().find(|(path, _)| *path == endpoint.path) {
@@ -148,7 +148,8 @@ fn responses(endpoint: &Endpoint) -> ResponsesBuilder {
     };
     let mut good = ResponseBuilder::new().description("As asked");
     for media in types {
-        good = good.content(*media, ContentBuilder::new().build());
+        let schema = endpoint.answer.as_ref().map(|answer| Ref::from_schema_name((answer.name)()));
+        good = good.content(*media, ContentBuilder::new().schema(schema).build());
     }
     let error = match endpoint.protocol.unwrap_or_else(|| Protocol::of(endpoint.path)) {
         Protocol::OpenAi => schemas::OpenAiError::name(),

@@ -7,6 +7,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::schemas::{anthropic, native, ollama, openai};
 use crate::error::Protocol;
+use crate::routes::openai::models::{List, Model};
 
 /// What a response's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +27,13 @@ pub(super) enum Body {
     Refusal,
 }
 
-/// A request's body.
+/// A body that is described.
 #[derive(Clone)]
-pub(super) struct Request {
+pub(super) struct Described {
     pub(super) name: fn() -> std::borrow::Cow<'static, str>,
     pub(super) schema: fn() -> RefOr<Schema>,
     pub(super) others: fn(&mut Vec<(String, RefOr<Schema>)>),
-    /// Whether there must be one.
+    /// Whether a request must have one.
     pub(super) required: Required,
 }
 
@@ -42,20 +43,22 @@ pub(super) struct Endpoint {
     pub(super) path: &'static str,
     pub(super) protocol: Option<Protocol>,
     pub(super) summary: &'static str,
-    pub(super) request: Option<Request>,
+    pub(super) request: Option<Described>,
     pub(super) body: Body,
+    /// What a good answer looks like.
+    pub(super) answer: Option<Described>,
     /// Beside 200 and those that every endpoint has.
     pub(super) statuses: &'static [u16],
 }
 
-fn json<T: ToSchema>() -> Option<Request> {
+fn json<T: ToSchema>() -> Option<Described> {
     let (name, schema, others) = (T::name, <T as PartialSchema>::schema, <T as ToSchema>::schemas);
-    Some(Request { name, schema, others, required: Required::True })
+    Some(Described { name, schema, others, required: Required::True })
 }
 
 /// A body that may be missing.
-fn json_or_nothing<T: ToSchema>() -> Option<Request> {
-    json::<T>().map(|request| Request { required: Required::False, ..request })
+fn json_or_nothing<T: ToSchema>() -> Option<Described> {
+    json::<T>().map(|request| Described { required: Required::False, ..request })
 }
 
 /// What computing can end with.
@@ -78,6 +81,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         summary,
         request,
         body,
+        answer: None,
         statuses,
     };
     vec![
@@ -131,8 +135,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             COMPUTED,
         ),
         row(Post, "/rerank", openai, "The same", json::<openai::RerankRequest>(), Json, COMPUTED),
-        row(Get, "/v1/models", openai, "Models found on the server's machine", None, Json, &[500]),
-        row(Get, "/v1/models/{id}", openai, "One of them", None, Json, FOUND),
+        Endpoint {
+            answer: json::<List>(),
+            ..row(Get, "/v1/models", openai, "Models found on the server's machine", None, Json, &[500])
+        },
+        Endpoint { answer: json::<Model>(), ..row(Get, "/v1/models/{id}", openai, "One of them", None, Json, FOUND) },
         row(
             Post,
             "/v1/messages",

@@ -14,6 +14,7 @@ use futures_core::Stream;
 use super::conversation::Conversation;
 use super::guard::Guard;
 use super::limits::max_message_bytes;
+use crate::access::handshake::{PROTOCOL, offers_only_a_key};
 use crate::app::{AppState, Phase};
 use crate::error::ApiError;
 use crate::routes::request::begin::client_of;
@@ -34,6 +35,11 @@ async fn connect(
     if state.phase() == Phase::Draining {
         return Err(ApiError::unavailable("the server is shutting down", "shutting_down"));
     }
+    if offers_only_a_key(request.headers()) {
+        let message = "offer the protocol `shimmy` beside the key: a key is never answered, and browsers give up on a socket \
+                       that answers none of the protocols that they offered";
+        return Err(ApiError { code: Some("protocol_missing"), ..ApiError::bad_request(message) });
+    }
     let most = max_message_bytes(state.limits.max_body_bytes);
     let broken = Rc::new(Cell::new(None));
     let guard = Guard::new(payload.into_inner(), most, Rc::clone(&broken));
@@ -41,7 +47,7 @@ async fn connect(
     let mut guarded = dev::Payload::Stream { payload: guard };
     let failed = |_| ApiError::server("the connection can't be read");
     let payload = web::Payload::from_request(&request, &mut guarded).await.map_err(failed)?;
-    let Ok((response, session, stream)) = actix_ws::handle(&request, payload) else {
+    let Ok((response, session, stream)) = actix_ws::handle_with_protocols(&request, payload, &[PROTOCOL]) else {
         return Ok(expects_a_websocket());
     };
     let stream = stream.max_frame_size(most).aggregate_continuations().max_continuation_size(most);

@@ -10,7 +10,7 @@ use super::events::{Events, Keep};
 use super::items::{Said, item_id};
 use super::object::{Head, Moment};
 use super::request::ResponseRequest;
-use super::store::Kept;
+use super::store::{Kept, Owner};
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::ids::secret;
@@ -47,12 +47,12 @@ pub async fn create(
         user,
         ignored,
     } = ResponseRequest::parse(&body)?;
-    let owner = state.responses.owner(&request);
+    let owner = Owner::of(&request);
     let Said { items, messages } = said;
     let mut conversation = match &previous {
         None => Vec::new(),
         Some(id) => {
-            let kept = state.responses.get(id, owner).ok_or_else(|| no_previous(id))?;
+            let kept = state.responses.get(id, &owner).ok_or_else(|| no_previous(id))?;
             kept.messages.clone()
         }
     };

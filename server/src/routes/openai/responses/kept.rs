@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 
-use super::store::Kept;
+use super::store::{Kept, Owner};
 use crate::app::AppState;
 use crate::error::ApiError;
 
@@ -23,7 +23,7 @@ fn not_found(id: &str) -> ApiError {
 }
 
 fn find(state: &AppState, request: &HttpRequest, id: &str) -> Result<Arc<Kept>, ApiError> {
-    state.responses.get(id, state.responses.owner(request)).ok_or_else(|| not_found(id))
+    state.responses.get(id, &Owner::of(request)).ok_or_else(|| not_found(id))
 }
 
 /// `GET /v1/responses/{id}`.
@@ -47,7 +47,7 @@ pub async fn show(
 /// # Errors
 /// As [`show`].
 pub async fn delete(state: web::Data<AppState>, request: HttpRequest, id: Id) -> Result<HttpResponse, ApiError> {
-    if !state.responses.remove(&id, state.responses.owner(&request)) {
+    if !state.responses.remove(&id, &Owner::of(&request)) {
         return Err(not_found(&id));
     }
     Ok(HttpResponse::Ok().json(json!({"id": *id, "object": "response", "deleted": true})))

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix_web::HttpRequest;
+use actix_web::{HttpMessage, HttpRequest};
 use serde_json::Value;
+
+use crate::access::claim;
+use crate::access::client::Client;
+use crate::access::keys::{KeyId, Secret};
 
 /// Most responses.
 pub const MAX_RESPONSES: usize = 1000;
@@ -35,9 +38,26 @@ impl Kept {
     }
 }
 
-/// Whose a response is. Clients without a key are all one: they need the id, which can't be guessed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner(Option<u64>);
+/// Whose a response is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// Where keys are asked for: who has this one, whatever its secret is by then.
+    Key(KeyId),
+    /// Elsewhere: whoever says the same. Nobody has checked it, but who doesn't know it can't say it.
+    Claim(Secret),
+    /// Clients that say nothing are all one: they need the id, which can't be guessed.
+    Anyone,
+}
+
+impl Owner {
+    /// Who sends this request. Addresses change, and keys don't.
+    pub fn of(request: &HttpRequest) -> Self {
+        if let Some(key) = request.extensions().get::<Client>().and_then(Client::key) {
+            return Self::Key(key.clone());
+        }
+        claim(request.headers()).map_or(Self::Anyone, Self::Claim)
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -90,8 +110,6 @@ struct Limits {
 pub struct ResponseStore {
     entries: Mutex<Entries>,
     limits: Limits,
-    /// Keys of clients are remembered by a hash with these, which nobody else has.
-    hasher: RandomState,
 }
 
 impl Default for ResponseStore {
@@ -103,28 +121,13 @@ impl Default for ResponseStore {
 impl ResponseStore {
     fn with_limits(responses: usize, bytes: usize, age: Duration) -> Self {
         let limits = Limits { responses, bytes, age };
-        Self { entries: Mutex::default(), limits, hasher: RandomState::new() }
+        Self { entries: Mutex::default(), limits }
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.trim(Instant::now(), &self.limits);
         entries
-    }
-
-    /// By the key that a request carries. Addresses change, and keys don't.
-    pub fn owner(&self, request: &HttpRequest) -> Owner {
-        let keys = ["authorization", "x-api-key"].map(|name| request.headers().get(name));
-        if keys.iter().all(Option::is_none) {
-            return Owner(None);
-        }
-        let mut hasher = self.hasher.build_hasher();
-        for key in keys {
-            let key = key.map_or(&[][..], |key| key.as_bytes());
-            hasher.write_usize(key.len());
-            hasher.write(key);
-        }
-        Owner(Some(hasher.finish()))
     }
 
     /// Keeps a response. One that is larger than all may be isn't kept.
@@ -142,15 +145,15 @@ impl ResponseStore {
     }
 
     /// The response with this id, if it is this client's: others can't tell it from one that there isn't.
-    pub fn get(&self, id: &str, owner: Owner) -> Option<Arc<Kept>> {
+    pub fn get(&self, id: &str, owner: &Owner) -> Option<Arc<Kept>> {
         let entries = self.entries();
-        entries.by_id.get(id).filter(|entry| entry.owner == owner).map(|entry| Arc::clone(&entry.kept))
+        entries.by_id.get(id).filter(|entry| entry.owner == *owner).map(|entry| Arc::clone(&entry.kept))
     }
 
     /// Forgets it; whether it was there and this client's.
-    pub fn remove(&self, id: &str, owner: Owner) -> bool {
+    pub fn remove(&self, id: &str, owner: &Owner) -> bool {
         let mut entries = self.entries();
-        if entries.by_id.get(id).is_none_or(|entry| entry.owner != owner) {
+        if entries.by_id.get(id).is_none_or(|entry| entry.owner != *owner) {
             return false;
         }
         entries.order.retain(|known| known != id);
@@ -169,7 +172,7 @@ mod tests {
         Kept { object: json!(text), items: Vec::new(), messages: Vec::new() }
     }
 
-    const NOBODY: Owner = Owner(None);
+    const NOBODY: Owner = Owner::Anyone;
 
     #[test]
     fn the_oldest_go_first() {
@@ -177,17 +180,17 @@ mod tests {
         for id in ["a", "b", "c"] {
             store.insert(id.into(), NOBODY, kept(id));
         }
-        assert!(store.remove("b", NOBODY) && !store.remove("b", NOBODY));
+        assert!(store.remove("b", &NOBODY) && !store.remove("b", &NOBODY));
         store.insert("d".into(), NOBODY, kept("d"));
-        assert!(store.get("a", NOBODY).is_some(), "there are three");
+        assert!(store.get("a", &NOBODY).is_some(), "there are three");
         store.insert("e".into(), NOBODY, kept("e"));
-        assert!(store.get("a", NOBODY).is_none() && store.get("c", NOBODY).is_some());
+        assert!(store.get("a", &NOBODY).is_none() && store.get("c", &NOBODY).is_some());
         // 800 bytes leave room for two small ones beside them.
         store.insert("f".into(), NOBODY, kept(&"x".repeat(800)));
-        assert!(store.get("c", NOBODY).is_none() && store.get("f", NOBODY).is_some());
+        assert!(store.get("c", &NOBODY).is_none() && store.get("f", &NOBODY).is_some());
         store.insert("g".into(), NOBODY, kept(&"x".repeat(2000)));
         assert!(
-            store.get("g", NOBODY).is_none() && store.get("f", NOBODY).is_some(),
+            store.get("g", &NOBODY).is_none() && store.get("f", &NOBODY).is_some(),
             "it isn't kept, and drives nobody out"
         );
         let entries = store.entries();
@@ -200,7 +203,7 @@ mod tests {
         let store = ResponseStore::with_limits(3, 1000, Duration::ZERO);
         store.insert("a".into(), NOBODY, kept("a"));
         std::thread::sleep(Duration::from_millis(1));
-        assert!(store.get("a", NOBODY).is_none());
+        assert!(store.get("a", &NOBODY).is_none());
         assert_eq!(store.entries().bytes, 0);
     }
 
@@ -208,16 +211,19 @@ mod tests {
     fn nobody_sees_anothers() {
         let store = ResponseStore::default();
         let owner = |name: &'static str, key: &'static str| {
-            store.owner(&TestRequest::default().insert_header((name, key)).to_http_request())
+            Owner::of(&TestRequest::default().insert_header((name, key)).to_http_request())
         };
         let (ann, bob) = (owner("authorization", "Bearer ann"), owner("authorization", "Bearer bob"));
         assert_eq!(ann, owner("authorization", "Bearer ann"));
-        assert!(ann != owner("x-api-key", "Bearer ann"));
-        assert_eq!(store.owner(&TestRequest::default().to_http_request()), NOBODY);
-        store.insert("a".into(), ann, kept("a"));
+        assert_eq!(ann, owner("x-api-key", "ann"), "it is the same key");
+        assert!(ann != owner("x-api-key", "Bearer ann") && ann != bob);
+        let basic = owner("authorization", "Basic YW5uOg==");
+        assert!(basic != NOBODY && basic == owner("authorization", "Basic YW5uOg==") && basic != ann);
+        assert_eq!(Owner::of(&TestRequest::default().to_http_request()), NOBODY);
+        store.insert("a".into(), ann.clone(), kept("a"));
         for other in [bob, NOBODY] {
-            assert!(store.get("a", other).is_none() && !store.remove("a", other));
+            assert!(store.get("a", &other).is_none() && !store.remove("a", &other));
         }
-        assert!(store.get("a", ann).is_some());
+        assert!(store.get("a", &ann).is_some());
     }
 }

@@ -10,12 +10,11 @@
 use std::sync::Arc;
 
 use shimmy_kernels::cpu::CpuKernels;
-use shimmy_kernels::cpu::program::build::ProgramSize;
-use shimmy_kernels::cpu::program::{
-    ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Program, ProgramBuilder, Rows, Span, VecId,
+use shimmy_kernels::cpu::vector::{Activation, RopePairs};
+use shimmy_kernels::program::{
+    ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, ProgramBuilder, ProgramSize, Rows, Span, VecId,
     WeightId as MatrixId,
 };
-use shimmy_kernels::cpu::vector::{Activation, RopePairs};
 
 use crate::error::{Error, Result};
 use crate::exec::Limits;
@@ -39,14 +38,9 @@ struct Lowering<'a> {
     matrices: Vec<Option<MatrixId>>,
 }
 
-pub(super) fn lower(
-    plan: &Plan,
-    options: &ExecOptions,
-    kernels: CpuKernels,
-    limits: &Limits,
-    num_workers: usize,
-) -> Result<Program> {
-    let mut program = ProgramBuilder::new(kernels);
+/// The instructions of a plan, and the columns that a step returns.
+pub(super) fn lower(plan: &Plan, options: &ExecOptions, limits: &Limits) -> Result<(ProgramBuilder, Span)> {
+    let mut program = ProgramBuilder::new();
     for buffer in &plan.buffers {
         program.buffer(buffer.width, rows(buffer.rows));
     }
@@ -72,15 +66,19 @@ pub(super) fn lower(
         let hidden = lowering.program.span(BufId(hidden.0));
         lowering.program.hidden(hidden);
     }
-    let size = ProgramSize {
+    Ok((lowering.program, output))
+}
+
+/// What a program of this plan is sized for.
+pub(super) fn program_size(plan: &Plan, options: &ExecOptions, limits: &Limits) -> ProgramSize {
+    ProgramSize {
+        vocab_size: plan.vocab_size,
         max_tokens: limits.max_step_tokens,
         max_outputs: limits.max_step_outputs,
         num_blocks: limits.num_kv_blocks,
         num_window_blocks: limits.num_blocks(KvPool::Window),
         kv: options.kv_types,
-        num_workers,
-    };
-    lowering.program.build(output, plan.vocab_size, size).map_err(|error| Error::Unsupported(format!("cpu: {error}")))
+    }
 }
 
 fn rows(rows: crate::plan::Rows) -> Rows {
@@ -245,7 +243,7 @@ impl Lowering<'_> {
             Op::Rope { x, num_heads, head_dim, rope } => {
                 let x = span(x);
                 if x.width != num_heads * head_dim {
-                    return Err(Error::Unsupported(format!("cpu: rope on {} columns of {num_heads} heads", x.width)));
+                    return Err(Error::Unsupported(format!("rope on {} columns of {num_heads} heads", x.width)));
                 }
                 let pairs = match self.plan.ropes[rope.0].style {
                     RopeStyle::Neox => RopePairs::Halves,

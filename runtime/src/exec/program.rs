@@ -1,16 +1,12 @@
-//! The fast executor for CPUs: lowers a plan to a [`Program`] of the kernels crate and feeds it with steps.
+//! An executor around a machine of the kernels crate: feeds its program with steps.
 //!
-//! `lower` turns ops into instructions (with their fusions); this file owns the step's input arrays, which are sized at
-//! load and reused, so that a step allocates nothing.
+//! The step's input arrays are sized at load and reused, so that a step allocates nothing.
 
-mod lower;
-
-use shimmy_kernels::cpu::program::{Program, ProgramError, SeqInput, StepInput};
-use shimmy_kernels::cpu::{CpuKernels, topology};
+use shimmy_kernels::program::{Machine, ProgramError, SeqInput, StepInput};
 
 use crate::error::{Error, Result};
 use crate::exec::batch::StepBatch;
-use crate::exec::options::{Activations, ExecOptions};
+use crate::exec::options::ExecOptions;
 use crate::exec::{Executor, HiddenRows, KvTypes, Limits, PrefixReuse, StepOutput};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::plan::rope::fill_cos_sin;
@@ -26,9 +22,9 @@ struct Rope {
     factor: f32,
 }
 
-/// Runs a plan on the CPU.
-pub struct CpuExecutor {
-    program: Program,
+/// Runs a plan as a program of the kernels crate on one of its machines.
+pub struct ProgramExecutor<M> {
+    program: M,
     limits: Limits,
     kv_types: KvTypes,
     prefix_reuse: PrefixReuse,
@@ -46,25 +42,9 @@ pub struct CpuExecutor {
     tables: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
-impl CpuExecutor {
-    /// Lowers the plan and allocates everything that a step needs.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] naming the op or the weight type that has no instruction, [`Error::OutOfMemory`].
-    pub fn new(plan: &Plan, options: &ExecOptions) -> Result<Self> {
-        Self::with_kernels(plan, options, CpuKernels::detect())
-    }
-
-    /// As [`Self::new`], with kernels of a chosen instruction set (tests).
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
-        let limits = super::limits(plan, options, options.kv_types)?;
-        // Exact means that activations aren't rounded to bf16 either.
-        let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
-        let workers = options.threads.unwrap_or_else(topology::default_workers);
-        let program = lower::lower(plan, options, kernels, &limits, workers)?;
+impl<M: Machine> ProgramExecutor<M> {
+    /// An executor for a plan whose program `program` is.
+    pub(super) fn around(program: M, plan: &Plan, options: &ExecOptions, limits: Limits) -> Result<Self> {
         let ropes = plan
             .ropes
             .iter()
@@ -80,7 +60,6 @@ impl CpuExecutor {
                 (vec![0.0; len], vec![0.0; len])
             })
             .collect();
-        tracing::debug!(isa = kernels.isa().name(), workers, barriers = program.num_barriers(), "cpu executor ready");
         Ok(Self {
             program,
             limits,
@@ -124,7 +103,7 @@ impl CpuExecutor {
     }
 }
 
-impl CpuExecutor {
+impl<M: Machine> ProgramExecutor<M> {
     /// Runs a checked batch.
     fn run(&mut self, batch: &StepBatch) -> Result<StepOutput<'_>> {
         self.seqs.clear();
@@ -160,9 +139,9 @@ fn bad_block(error: ProgramError) -> Error {
     Error::InvalidRequest { param: "block", message: error.to_string() }
 }
 
-impl Executor for CpuExecutor {
+impl<M: Machine> Executor for ProgramExecutor<M> {
     fn name(&self) -> &'static str {
-        "cpu"
+        self.program.name()
     }
 
     fn limits(&self) -> Limits {

@@ -1,4 +1,4 @@
-//! The instructions, and what each reads and writes: the input of barrier placement.
+//! The instructions, and what each reads and writes.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ pub struct Span {
 
 impl Span {
     /// Same buffer and at least one common column.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.buf == other.buf && self.start < other.start + other.width && other.start < self.start + self.width
     }
 }
@@ -229,7 +229,7 @@ pub enum Instr {
 
 /// What an access touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(crate) enum Resource {
     Columns(Span),
     Act(ActId),
     Cache(CacheId),
@@ -248,7 +248,7 @@ impl Resource {
 
 /// How an instruction divides what it touches among the workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Division {
+pub(crate) enum Division {
     /// Worker `w` touches only its share of these rows.
     ByRow(Rows),
     /// In any other way.
@@ -257,7 +257,7 @@ pub(super) enum Division {
 
 /// One read or write of an instruction.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Access {
+pub(crate) struct Access {
     resource: Resource,
     writes: bool,
     division: Division,
@@ -265,7 +265,7 @@ pub(super) struct Access {
 
 impl Access {
     /// Whether a barrier must stand between this access and a later one.
-    pub(super) fn conflicts(&self, later: &Self) -> bool {
+    pub(crate) fn conflicts(&self, later: &Self) -> bool {
         let same_owner = self.division == later.division && self.division != Division::Otherwise;
         (self.writes || later.writes) && !same_owner && self.resource.overlaps(&later.resource)
     }
@@ -292,7 +292,7 @@ impl Instr {
     }
 
     /// Everything that it reads and writes. `rows_of` tells a buffer's rows.
-    pub(super) fn accesses(&self, rows_of: impl Fn(BufId) -> Rows) -> Vec<Access> {
+    pub(crate) fn accesses(&self, rows_of: impl Fn(BufId) -> Rows) -> Vec<Access> {
         let by_row = |span: &Span| Division::ByRow(rows_of(span.buf));
         let access = |resource, writes, division| Access { resource, writes, division };
         let read = |span: &Span| access(Resource::Columns(*span), false, by_row(span));

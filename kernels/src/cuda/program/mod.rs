@@ -1,0 +1,266 @@
+//! A [program](crate::program) on a GPU: its instructions as launches in one queue.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | here | [`CudaProgram`]: what is built once; graphs; the [`Machine`] |
+//! | `memory` | matrices, buffers and the KV cache on the device |
+//! | `input` | a step's input as one upload |
+//! | `launch`, `matmul`, `attend` | what each instruction launches |
+//!
+//! A step is one upload, the launches, and one download of what was asked for. Steps of few tokens are recorded as graphs when
+//! they come a second time: then the launches cost the host one call. Whatever differs from step to step (tokens, positions,
+//! block tables) lies in the uploaded input; what decides the launches themselves is the graph's key.
+
+mod attend;
+mod input;
+mod launch;
+mod matmul;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+
+use super::{CudaError, DeviceBuffer, Gpu, Graph};
+use crate::cpu::Numerics;
+use crate::cpu::kv::KvPool;
+use crate::program::input::InputCheck;
+use crate::program::{Instr, Machine, ProgramBuilder, ProgramError, ProgramSize, Span, StepInput};
+use input::InputLayout;
+use launch::{Functions, StepShape};
+use memory::{Arena, KvMemory, Matrix};
+
+/// Steps of more tokens are launched one by one: their kernels take longer than the launches.
+const GRAPH_TOKENS: usize = 64;
+/// Graphs that are kept; beyond it all are dropped, which happens when the shapes of steps never come back.
+const MAX_GRAPHS: usize = 512;
+/// Largest head: what a warp's lanes hold in octets.
+const MAX_HEAD_DIM: usize = 256;
+
+/// A checked program with its memory on a device.
+pub struct CudaProgram {
+    gpu: Gpu,
+    code: Code,
+    check: InputCheck,
+    input: input::DeviceInput,
+    /// `None`: the shape was seen once.
+    graphs: HashMap<StepShape, Option<Graph>>,
+    outputs: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+/// What doesn't change between steps.
+struct Code {
+    size: ProgramSize,
+    /// Rows are never rounded to 16 bits.
+    is_exact: bool,
+    functions: Functions,
+    matrices: Vec<Matrix>,
+    /// Addresses of the vectors.
+    vectors: Vec<u64>,
+    _vectors: DeviceBuffer,
+    arena: Arena,
+    kv: KvMemory,
+    /// Attention over splits: see [`attend::MAX_SPLITS`].
+    parts: DeviceBuffer,
+    /// Rows of the tiles of attention on the tensor cores: one number for each size of group, few in all.
+    tile_rows: Vec<usize>,
+    instrs: Vec<Instr>,
+    output: Span,
+    hidden: Option<Span>,
+    rope_halves: Vec<usize>,
+}
+
+impl CudaProgram {
+    /// Checks a program, uploads its matrices and allocates everything that its steps need. `is_exact` keeps many f32 rows on
+    /// 16-bit weights from being rounded to the weights' type. `progress` is told the bytes of matrices that are on their way,
+    /// again and again, and how many there will be.
+    ///
+    /// # Errors
+    /// [`ProgramError::Instr`] with what doesn't fit; [`ProgramError::Cuda`] when the device refuses, most of all for want of memory.
+    pub fn new(
+        gpu: &Gpu,
+        builder: ProgramBuilder,
+        output: Span,
+        size: ProgramSize,
+        is_exact: bool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, ProgramError> {
+        builder.check_all(&output, &size)?;
+        let check = InputCheck::new(&builder, &size);
+        if let Some(cache) = builder.caches.iter().find(|cache| cache.k_dim.max(cache.v_dim) > MAX_HEAD_DIM) {
+            let what = format!("heads of {} elements; at most {MAX_HEAD_DIM} on a GPU", cache.k_dim.max(cache.v_dim));
+            return Err(ProgramError::Step(what));
+        }
+        let bytes_of = |slot: &crate::program::builder::WeightSlot| (*slot.bytes).as_ref().len();
+        let total = builder.weights.iter().map(bytes_of).sum();
+        let mut done = 0;
+        let mut matrices = Vec::with_capacity(builder.weights.len());
+        for slot in &builder.weights {
+            matrices.push(Matrix::upload(gpu, slot)?);
+            done += bytes_of(slot);
+            progress(done, total);
+        }
+        let mut layout = memory::Layout::default();
+        let offsets: Vec<usize> = builder.vectors.iter().map(|vector| layout.take(size_of_val(&vector[..]))).collect();
+        let vectors = gpu.alloc(layout.bytes())?;
+        for (vector, &offset) in builder.vectors.iter().zip(&offsets) {
+            gpu.upload(&vectors, offset, bytemuck::cast_slice(vector))?;
+        }
+        let tile_rows = |instr: &Instr| match instr {
+            Instr::Attend { cache, num_heads, .. } => {
+                attend::tile_rows(*num_heads, builder.caches[cache.0].num_kv_heads)
+            }
+            _ => None,
+        };
+        let mut tile_rows: Vec<usize> = builder.instrs.iter().filter_map(tile_rows).collect();
+        tile_rows.sort_unstable();
+        tile_rows.dedup();
+        let parts = gpu.alloc(attend::parts_bytes(&builder, &size))?;
+        let code = Code {
+            functions: Functions::resolve(gpu)?,
+            matrices,
+            vectors: offsets.iter().map(|&offset| vectors.address() + offset as u64).collect(),
+            _vectors: vectors,
+            arena: Arena::new(gpu, &builder.buffers, &builder.acts, &size)?,
+            kv: KvMemory::new(gpu, &builder.caches, &size)?,
+            parts,
+            tile_rows,
+            instrs: builder.instrs,
+            output,
+            hidden: builder.hidden,
+            rope_halves: builder.rope_halves,
+            is_exact,
+            size,
+        };
+        Ok(Self {
+            gpu: gpu.clone(),
+            check,
+            input: input::DeviceInput::default(),
+            graphs: HashMap::new(),
+            outputs: Vec::new(),
+            hidden: Vec::new(),
+            code,
+        })
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
+        let num_blocks = match pool {
+            KvPool::Full => self.code.size.num_blocks,
+            KvPool::Window => self.code.size.num_window_blocks,
+        };
+        if (block as usize) < num_blocks {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
+    }
+
+    /// Runs the launches of a step whose input is on the device.
+    fn launch(&mut self, shape: StepShape, layout: &InputLayout) -> Result<(), CudaError> {
+        let (gpu, code) = (&self.gpu, &self.code);
+        let input = self.input.address();
+        let run = || code.launch_all(gpu, &shape, layout, input);
+        if shape.tokens > GRAPH_TOKENS {
+            return run();
+        }
+        match self.graphs.get(&shape) {
+            Some(Some(graph)) => gpu.replay(graph),
+            Some(None) => {
+                let graph = gpu.capture(run)?;
+                gpu.replay(&graph)?;
+                self.graphs.insert(shape, Some(graph));
+                Ok(())
+            }
+            None => {
+                if self.graphs.len() >= MAX_GRAPHS {
+                    self.graphs.clear();
+                }
+                self.graphs.insert(shape, None);
+                run()
+            }
+        }
+    }
+
+    /// Downloads the first rows of a whole buffer.
+    fn download(gpu: &Gpu, code: &Code, span: &Span, num_rows: usize, into: &mut Vec<f32>) -> Result<(), CudaError> {
+        into.resize(num_rows * span.width, 0.0);
+        code.arena.download(gpu, span.buf, into)
+    }
+}
+
+impl Machine for CudaProgram {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn run(&mut self, input: &StepInput<'_>) -> Result<&[f32], ProgramError> {
+        self.check.check(input).map_err(ProgramError::Step)?;
+        let shape = StepShape::of(&self.code, input);
+        let layout = InputLayout::of(&self.code, input);
+        if self.input.upload(&self.gpu, &layout, &self.code, input)? {
+            // The input has moved: graphs have its old address.
+            self.graphs.clear();
+        }
+        self.launch(shape, &layout)?;
+        Self::download(&self.gpu, &self.code, &self.code.output, input.outputs.len(), &mut self.outputs)?;
+        if let Some(hidden) = &self.code.hidden {
+            Self::download(&self.gpu, &self.code, hidden, input.hidden.len(), &mut self.hidden)?;
+        }
+        Ok(&self.outputs)
+    }
+
+    fn outputs(&self, num_rows: usize) -> &[f32] {
+        let len = (num_rows * self.code.output.width).min(self.outputs.len());
+        &self.outputs[..len]
+    }
+
+    fn hidden(&self, num_rows: usize) -> &[f32] {
+        let Some(span) = &self.code.hidden else { return &[] };
+        &self.hidden[..(num_rows * span.width).min(self.hidden.len())]
+    }
+
+    fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
+        self.check_block(pool, from.max(to))?;
+        if from == to {
+            return Ok(());
+        }
+        let kv = &self.code.kv;
+        for ((from, bytes), (to, _)) in kv.ranges(pool, from).zip(kv.ranges(pool, to)) {
+            self.gpu.copy(&kv.buffer, from, &kv.buffer, to, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn block_bytes(&self, pool: KvPool) -> usize {
+        self.code.kv.ranges(pool, 0).map(|(_, bytes)| bytes).sum()
+    }
+
+    fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<(), ProgramError> {
+        self.check_block(pool, block)?;
+        for (offset, bytes) in self.code.kv.ranges(pool, block) {
+            let start = into.len();
+            into.resize(start + bytes, 0);
+            self.gpu.download(&self.code.kv.buffer, offset, &mut into[start..])?;
+        }
+        Ok(())
+    }
+
+    fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<(), ProgramError> {
+        self.check_block(pool, block)?;
+        if bytes.len() != self.block_bytes(pool) {
+            let what = format!("{} bytes for a block of {}", bytes.len(), self.block_bytes(pool));
+            return Err(ProgramError::Step(what));
+        }
+        for (offset, len) in self.code.kv.ranges(pool, block) {
+            let (part, rest) = bytes.split_at(len);
+            self.gpu.upload(&self.code.kv.buffer, offset, part)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,39 @@
+//! The fast executor for CPUs: a plan's [program](shimmy_kernels::program) on a team of pinned workers.
+
+use shimmy_kernels::cpu::program::Program;
+use shimmy_kernels::cpu::{CpuKernels, topology};
+
+use crate::error::{Error, Result};
+use crate::exec::lower::{lower, program_size};
+use crate::exec::options::{Activations, ExecOptions};
+use crate::exec::program::ProgramExecutor;
+use crate::plan::Plan;
+
+/// Runs a plan on the CPU.
+pub type CpuExecutor = ProgramExecutor<Program>;
+
+impl CpuExecutor {
+    /// Lowers the plan and allocates everything that a step needs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the op or the weight type that has no instruction, [`Error::OutOfMemory`].
+    pub fn new(plan: &Plan, options: &ExecOptions) -> Result<Self> {
+        Self::with_kernels(plan, options, CpuKernels::detect())
+    }
+
+    /// As [`Self::new`], with kernels of a chosen instruction set (tests).
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
+        let limits = super::limits(plan, options, options.kv_types)?;
+        // Exact means that activations aren't rounded to bf16 either.
+        let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
+        let workers = options.threads.unwrap_or_else(topology::default_workers);
+        let (builder, output) = lower(plan, options, &limits)?;
+        let program = Program::new(kernels, workers, builder, output, program_size(plan, options, &limits))
+            .map_err(|error| Error::Unsupported(format!("cpu: {error}")))?;
+        tracing::debug!(isa = kernels.isa().name(), workers, barriers = program.num_barriers(), "cpu executor ready");
+        Self::around(program, plan, options, limits)
+    }
+}
