@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use crate::support;
 use safetensors::{Dtype, SafeTensors};
@@ -44,7 +45,8 @@ pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
         ("cpu on 1 thread", on_threads(1)),
         ("cuda, emulated", on_device(Device::Emulated)),
     ];
-    if support::has_gpu() {
+    static HAS_GPU: LazyLock<bool> = LazyLock::new(support::has_gpu);
+    if *HAS_GPU {
         all.push(("cuda", on_device(Device::Index(0))));
     }
     all
@@ -256,8 +258,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Runs one file of one model on every executor. `Ok(None)`: run; `Ok(Some)`: why it can't be.
-fn check(path: &Path, kind: &str, golden: &Golden, failures: &mut Vec<String>) -> Option<String> {
+/// Runs one file of one model on these executors. `None`: run; `Some`: why it can't be.
+fn check(
+    path: &Path,
+    kind: &str,
+    golden: &Golden,
+    executors: &[(&str, ExecOptions)],
+    failures: &mut Vec<String>,
+) -> Option<String> {
     let file = match ModelFile::open(path) {
         Ok(file) => file,
         Err(error) => {
@@ -278,15 +286,15 @@ fn check(path: &Path, kind: &str, golden: &Golden, failures: &mut Vec<String>) -
                 return None;
             }
         };
-        for (name, options) in executors() {
+        for (name, options) in executors {
             // The layers are the same ones, and the emulated device takes its time.
             if options.device == Device::Emulated && options.backend == Backend::Cuda && kind != kinds[0] {
                 continue;
             }
             let mut report = Report::default();
             match kind {
-                OutputKind::Logits => report.logits(&plan, &options, golden),
-                OutputKind::Hidden => report.hidden(&plan, &options, golden),
+                OutputKind::Logits => report.logits(&plan, options, golden),
+                OutputKind::Hidden => report.hidden(&plan, options, golden),
             }
             println!("{} {kind:?} on {name}: max difference {:.1e}", path.display(), report.worst);
             failures.extend(report.failures.into_iter().map(|f| format!("{} {kind:?} on {name}: {f}", path.display())));
@@ -341,7 +349,19 @@ pub(super) fn on_language_models(
 
 #[test]
 fn every_supported_family_matches_its_goldens() {
+    match_goldens(|backend| backend != Backend::Cuda);
+}
+
+/// A test of its own, beside the other: the emulated device takes its time.
+#[test]
+fn every_supported_family_matches_its_goldens_on_a_gpu() {
+    match_goldens(|backend| backend == Backend::Cuda);
+}
+
+/// Every model on the executors of the wanted backends.
+fn match_goldens(wanted: impl Fn(Backend) -> bool) {
     let Some(goldens) = crate::support::goldens() else { return };
+    let executors: Vec<_> = executors().into_iter().filter(|(_, options)| wanted(options.backend)).collect();
     let (mut failures, mut num_run) = (Vec::new(), 0);
     for folder in &folders(&goldens) {
         let meta: serde_json::Value =
@@ -350,7 +370,7 @@ fn every_supported_family_matches_its_goldens() {
         let golden = Golden::read(&folder.join("golden.safetensors"));
         let mut skipped = None;
         for path in files(folder) {
-            match check(&path, kind, &golden, &mut failures) {
+            match check(&path, kind, &golden, &executors, &mut failures) {
                 None => num_run += 1,
                 Some(why) => skipped = Some(why),
             }
