@@ -82,6 +82,7 @@ struct Context {
 /// Parses, runs, and says how it went.
 pub fn main() -> ExitCode {
     failure::install_panic_hook();
+    shimmy_kernels::memory::map_large_allocations();
     let args: Vec<OsString> = std::env::args_os().collect();
     let layered = match config::layer(Cli::command(), &args) {
         Ok(layered) => layered,
