@@ -313,7 +313,7 @@ impl Weights {
         let (barrier, stop) = (Barrier::new(options.threads), AtomicBool::new(false));
         let part = n.div_ceil(options.threads).next_multiple_of(ROW_TILE);
         let quantised = CpuKernels::matmul_q8_supported(dtype);
-        let floats = &FloatActs { x: &x, stride: k, num_rows: m, numerics: Numerics::Fast };
+        let floats = &FloatActs { x: &x, stride: k, num_rows: m, numerics: Numerics::Fast, packed: None };
         // A lot is some of the copies; the first warms up, the best of the others counts.
         let lot = if m > 16 { 1 } else { (self.copies / 4).max(1) };
         let results: Vec<f64> = std::thread::scope(|scope| {

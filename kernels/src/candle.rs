@@ -77,7 +77,7 @@ impl QMatMul {
         }
         let matrix = MatrixRef::new(self.dtype, self.n, self.k, (*self.data).as_ref())?;
         assert!(x.len() == num_rows * self.k && out.len() == num_rows * self.n, "QMatMul: shapes");
-        let acts = FloatActs { x, stride: self.k, num_rows, numerics: Numerics::Fast };
+        let acts = FloatActs { x, stride: self.k, num_rows, numerics: Numerics::Fast, packed: None };
         let base = Base(out.as_mut_ptr());
         // A few parts a thread even out the load; each is whole tiles.
         let parts = rayon::current_num_threads() * 4;

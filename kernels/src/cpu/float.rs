@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::{
     DECODE_ROWS,
+    ahead::Ahead,
     matrix::{FloatActs, MatrixRef, ROW_TILE, Scratch},
     pack::PACK_ROWS,
     tile::FloatTile,
@@ -14,7 +15,7 @@ use super::{
 use crate::quant::QuantType;
 
 /// Rows of activations up to which dot products cost less than making panels.
-const DOT_ROWS: usize = 32;
+pub(super) const DOT_ROWS: usize = 32;
 /// Rows of activations that share one unpacking of the weights.
 const SLAB_ROWS: usize = 512;
 /// Elements of K in a chunk: a multiple of every block; activations of a block take 32 KiB.
@@ -72,6 +73,9 @@ pub(super) trait FloatIsa {
         to_stride: usize,
     );
 
+    /// Asks for the cache line at `address`, which need not be valid.
+    fn prefetch(address: *const u8);
+
     /// Computes a tile of `registers` registers of activation rows.
     ///
     /// # Safety
@@ -95,8 +99,8 @@ pub(super) unsafe fn matmul<I: FloatIsa>(
     let job = FloatJob { k: w.cols(), x: acts.x.as_ptr(), x_stride: acts.stride, out, out_stride };
     // SAFETY: the wrapper checked the shapes; rows are inside the matrix; `out` is the caller's promise.
     unsafe {
-        if acts.are_many(DOT_ROWS) {
-            gemm::<I>(w, rows, num_rows, &job, scratch);
+        if FloatActs::takes_packed(num_rows, acts.numerics) {
+            gemm::<I>(w, rows, acts, &job, scratch);
         } else if w.dtype().is_float() {
             // All at once, or as many as stay in the cache while the activations take their turns.
             let step = if num_rows <= DECODE_ROWS { rows.len().max(1) } else { ROW_TILE };
@@ -136,17 +140,28 @@ unsafe fn grouped_dots<I: FloatIsa>(
     }
 }
 
-unsafe fn gemm<I: FloatIsa>(w: &MatrixRef, rows: Range<usize>, num_rows: usize, job: &FloatJob, scratch: &mut Scratch) {
+unsafe fn gemm<I: FloatIsa>(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &FloatActs,
+    job: &FloatJob,
+    scratch: &mut Scratch,
+) {
     const { assert!(COL_STEP.is_multiple_of(I::TILE_COLS[0]) && COL_STEP.is_multiple_of(I::TILE_COLS[1])) };
+    if rows.is_empty() {
+        return;
+    }
     let mut carve = scratch.carve();
     let weights = carve.take::<f32>(BLOCK_COLS * CHUNK);
-    let packed = carve.take::<f32>(CHUNK * PACK_ROWS);
+    let own = carve.take::<f32>(CHUNK * PACK_ROWS);
     let strip = carve.take::<f32>(SLAB_ROWS / PACK_ROWS * BLOCK_COLS * PACK_ROWS);
-    for (slab, first) in (0..num_rows).step_by(SLAB_ROWS).flat_map(|slab| {
-        let blocks = rows.clone().step_by(BLOCK_COLS);
-        blocks.map(move |first| (slab..num_rows.min(slab + SLAB_ROWS), first))
+    // Equal blocks of columns.
+    let block_cols = rows.len().div_ceil(rows.len().div_ceil(BLOCK_COLS)).next_multiple_of(COL_STEP);
+    for (slab, first) in (0..acts.num_rows).step_by(SLAB_ROWS).flat_map(|slab| {
+        let blocks = rows.clone().step_by(block_cols);
+        blocks.map(move |first| (slab..acts.num_rows.min(slab + SLAB_ROWS), first))
     }) {
-        let cols = first..rows.end.min(first + BLOCK_COLS);
+        let cols = first..rows.end.min(first + block_cols);
         for from in (0..job.k).step_by(CHUNK) {
             let elements = CHUNK.min(job.k - from);
             // Both are whole blocks, as K and CHUNK are.
@@ -156,19 +171,28 @@ unsafe fn gemm<I: FloatIsa>(w: &MatrixRef, rows: Range<usize>, num_rows: usize, 
                 // SAFETY: the CPU is the caller's promise; both are `elements` elements.
                 unsafe { I::dequantize_row(w.dtype(), &w.row(col)[bytes.clone()], &mut weights[..elements]) };
             }
+            let num_tiles = slab.len().div_ceil(PACK_ROWS) * cols.len().div_ceil(I::TILE_COLS[1]);
+            let mut ahead = Ahead::new(w, &cols, block_cols, from..from + elements, num_tiles);
             for (block, strip) in slab.clone().step_by(PACK_ROWS).zip(strip.chunks_exact_mut(BLOCK_COLS * PACK_ROWS)) {
                 let block_rows = PACK_ROWS.min(slab.end - block);
-                // SAFETY: rows block ..+ block_rows of x, elements from ..+ elements; a block of `packed`.
-                unsafe {
-                    let x = job.x.add(block * job.x_stride + from).cast();
-                    I::transpose(x, job.x_stride, block_rows, elements, packed.as_mut_ptr().cast(), PACK_ROWS);
-                }
+                let packed = match acts.packed {
+                    Some(packed) => &packed[block * job.k + from * PACK_ROWS..][..elements * PACK_ROWS],
+                    None => {
+                        // SAFETY: rows block ..+ block_rows of x, elements from ..+ elements; a chunk of a block.
+                        unsafe {
+                            let x = job.x.add(block * job.x_stride + from).cast();
+                            I::transpose(x, job.x_stride, block_rows, elements, own.as_mut_ptr().cast(), PACK_ROWS);
+                        }
+                        &own[..]
+                    }
+                };
                 let num_registers = block_rows.div_ceil(I::LANES);
                 let mut register = 0;
                 while register < num_registers {
                     let registers = (num_registers - register).min(2);
                     let lane = register * I::LANES;
                     for col in (0..cols.len()).step_by(I::TILE_COLS[registers - 1]) {
+                        ahead.ask(I::prefetch);
                         let tile = FloatTile {
                             k: elements,
                             weights: weights[col * CHUNK..].as_ptr(),

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use super::{
+    ahead::Ahead,
     matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
     pack::PACK_ROWS,
     scalar::unreachable_float,
@@ -31,8 +32,6 @@ pub(super) const SCRATCH_BYTES: usize = {
     let weights = BLOCK_COLS * (CHUNK + PAD + 2 * 4 * groups);
     weights + SLAB_ROWS * BLOCK_COLS * 4 + groups * PACK_ROWS * 4
 };
-/// Bytes that a prefetch brings.
-const LINE: usize = 64;
 
 const _: () = assert!(SLAB_ROWS.is_multiple_of(PACK_ROWS) && BLOCK_COLS.is_multiple_of(COL_STEP));
 
@@ -212,7 +211,7 @@ unsafe fn typed<B: Block, I: GemmIsa>(
             unsafe { I::unpack::<B>(&source, &mut unpacked) };
             let tiles_cols = cols.len().next_multiple_of(COL_STEP);
             let num_tiles = num_blocks * tiles_cols / I::TILE_COLS[1].max(I::TILE_COLS[0]);
-            let mut ahead = Ahead::new::<B>(w, &cols, block_cols, from, chunk, num_tiles);
+            let mut ahead = Ahead::new(w, &cols, block_cols, from..from + chunk, num_tiles);
             for block in 0..num_blocks {
                 let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
                 // SAFETY: the block's activations from element `from` on; `aux` holds a chunk's groups.
@@ -272,7 +271,7 @@ unsafe fn tiles<B: Block, I: GemmIsa>(part: &Part, ahead: &mut Ahead) {
         let cols = I::TILE_COLS[registers - 1];
         let lane = register * I::LANES;
         for col in (0..part.num_cols).step_by(cols) {
-            ahead.ask::<I>();
+            ahead.ask(I::prefetch);
             // SAFETY: columns col ..+ cols of the unpacked weights, lanes of the block from `lane` on.
             unsafe {
                 let weights = part.weights;
@@ -293,59 +292,5 @@ unsafe fn tiles<B: Block, I: GemmIsa>(part: &Part, ahead: &mut Ahead) {
             }
         }
         register += registers;
-    }
-}
-
-/// The weights that are unpacked next come while these are used, some lines before each tile: short pieces of many rows are more
-/// than the hardware's prefetchers follow.
-struct Ahead {
-    at: *const u8,
-    row_bytes: usize,
-    /// Bytes of a row that are wanted, and the next of them.
-    piece: usize,
-    offset: usize,
-    rows_left: usize,
-    lines_per_tile: usize,
-}
-
-impl Ahead {
-    fn new<B: Block>(
-        w: &MatrixRef,
-        cols: &Range<usize>,
-        block_cols: usize,
-        from: usize,
-        chunk: usize,
-        num_tiles: usize,
-    ) -> Self {
-        let (next, from) = if from + chunk < w.cols() {
-            (cols.clone(), from + chunk)
-        } else {
-            // Behind the caller's rows too: its next piece is most likely the next one of the matrix.
-            (cols.end..w.rows().min(cols.end + block_cols), 0)
-        };
-        let piece = chunk.min(w.cols() - from) / B::LEN * size_of::<B>();
-        Self {
-            at: w.data().as_ptr().wrapping_add(next.start * w.row_bytes() + from / B::LEN * size_of::<B>()),
-            row_bytes: w.row_bytes(),
-            piece,
-            offset: 0,
-            rows_left: next.len(),
-            lines_per_tile: (next.len() * piece.div_ceil(LINE)).div_ceil(num_tiles.max(1)),
-        }
-    }
-
-    #[inline(always)]
-    fn ask<I: GemmIsa>(&mut self) {
-        for _ in 0..self.lines_per_tile {
-            if self.rows_left == 0 {
-                return;
-            }
-            I::prefetch(self.at.wrapping_add(self.offset));
-            self.offset += LINE;
-            if self.offset >= self.piece {
-                (self.offset, self.rows_left) = (0, self.rows_left - 1);
-                self.at = self.at.wrapping_add(self.row_bytes);
-            }
-        }
     }
 }

@@ -188,9 +188,7 @@ impl CpuKernels {
         scratch: &mut Scratch,
     ) {
         match self.matmul_bf16 {
-            Some(matmul)
-                if w.dtype() == QuantType::BF16 && acts.are_many(DECODE_ROWS) && w.cols().is_multiple_of(BF16_UNIT) =>
-            {
+            Some(matmul) if self.rounds(w.dtype(), w.cols()) && acts.are_many(DECODE_ROWS) => {
                 assert_f32_shapes(w, &rows, acts, scratch);
                 // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted), and K is whole units; `out` is the
                 // caller's promise.
@@ -199,6 +197,11 @@ impl CpuKernels {
             // SAFETY: the caller's promise.
             _ => unsafe { self.matmul_f32(w, rows, acts, out, out_stride, scratch) },
         }
+    }
+
+    /// Whether [`Self::matmul_rounded`] rounds many rows of `k` activations for weights of this type. If not, it takes them packed.
+    pub fn rounds(&self, dtype: QuantType, k: usize) -> bool {
+        self.matmul_bf16.is_some() && dtype == QuantType::BF16 && k.is_multiple_of(BF16_UNIT)
     }
 
     /// The whole matrix: `out`, `[M, N]`, from quantised activations.
@@ -218,7 +221,7 @@ impl CpuKernels {
     pub fn matmul_f32_all(&self, w: &MatrixRef, x: &[f32], num_rows: usize, out: &mut [f32], scratch: &mut Scratch) {
         assert_eq!(x.len(), num_rows * w.cols(), "matmul_f32_all: x");
         assert_eq!(out.len(), num_rows * w.rows(), "matmul_f32_all: out");
-        let acts = FloatActs { x, stride: w.cols(), num_rows, numerics: Numerics::Fast };
+        let acts = FloatActs { x, stride: w.cols(), num_rows, numerics: Numerics::Fast, packed: None };
         // SAFETY: `out` is borrowed mutably and holds every (m, n) at stride N (just asserted).
         unsafe { self.matmul_f32(w, 0..w.rows(), &acts, out.as_mut_ptr(), w.rows(), scratch) }
     }

@@ -132,6 +132,9 @@ pub struct FloatActs<'a> {
     pub num_rows: usize,
     /// What a row's result may depend on.
     pub numerics: Numerics,
+    /// The same rows packed, as [`super::CpuKernels::pack_floats`] does: the kernel of many rows then need not do it again for
+    /// every block of columns. `[blocks][k][PACK_ROWS]`
+    pub packed: Option<&'a [f32]>,
 }
 
 impl FloatActs<'_> {
@@ -140,6 +143,12 @@ impl FloatActs<'_> {
         self.num_rows == 0
             || ((self.num_rows - 1).checked_mul(self.stride).and_then(|last| last.checked_add(k)))
                 .is_some_and(|needed| needed <= self.x.len() && (self.num_rows == 1 || self.stride >= k))
+                && self.packed.is_none_or(|packed| packed.len() == self.num_rows.next_multiple_of(PACK_ROWS) * k)
+    }
+
+    /// Whether the f32 kernel of that many rows takes them packed, if it can get them so.
+    pub fn takes_packed(num_rows: usize, numerics: Numerics) -> bool {
+        num_rows > super::float::DOT_ROWS || numerics == Numerics::Invariant
     }
 
     /// Whether there are more than `few` rows, or kernels must be those of more.

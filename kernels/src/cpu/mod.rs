@@ -14,6 +14,7 @@
 //! | [`program`] | a model's step as instructions that the team runs together |
 //! | [`ceiling`] | what the machine can do at most, measured |
 
+mod ahead;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

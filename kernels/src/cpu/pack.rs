@@ -63,6 +63,34 @@ impl CpuKernels {
             );
         }
     }
+
+    /// Packs f32 rows from `first_lane` of a block on: `x` is `[num_rows, stride]`, of whose rows `k` elements are taken, and `to`
+    /// `[k][PACK_ROWS]`. Other lanes are left alone.
+    ///
+    /// # Panics
+    /// If there are more rows than the block has from `first_lane` on, or `x` doesn't hold them.
+    ///
+    /// # Safety
+    /// `to` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
+    pub unsafe fn pack_floats(
+        &self,
+        x: &[f32],
+        stride: usize,
+        num_rows: usize,
+        k: usize,
+        first_lane: usize,
+        to: *mut f32,
+    ) {
+        assert!(
+            num_rows > 0 && first_lane + num_rows <= PACK_ROWS && (num_rows - 1) * stride + k <= x.len(),
+            "pack_floats: {num_rows} rows of {k}, every {stride} of {}, from {first_lane}",
+            x.len()
+        );
+        // SAFETY: the CPU has the ISA (type's invariant); `x` holds the rows (just asserted), and the lanes are the caller's promise.
+        unsafe {
+            (self.transpose)(x.as_ptr().cast(), stride, num_rows, k, to.cast::<u32>().add(first_lane), PACK_ROWS)
+        };
+    }
 }
 
 /// `to[u · to_stride + r] = rows[r · stride + u]` for `r < num_rows` and `u < num_units`: what every ISA does faster.

@@ -67,7 +67,7 @@ impl Case {
 
     fn acts(&self) -> FloatActs<'_> {
         let (k, numerics) = (self.k, Numerics::Fast);
-        FloatActs { x: &self.x, stride: k, num_rows: self.x.len() / k, numerics }
+        FloatActs { x: &self.x, stride: k, num_rows: self.x.len() / k, numerics, packed: None }
     }
 }
 
@@ -404,7 +404,8 @@ fn invariant_rows_do_not_depend_on_others() {
                 let mut out = vec![f32::NAN; rows.len() * n];
                 let mut scratch = Scratch::for_shapes(k);
                 if dtype.is_float() {
-                    let acts = FloatActs { x, stride: k, num_rows: rows.len(), numerics: Numerics::Invariant };
+                    let acts =
+                        FloatActs { x, stride: k, num_rows: rows.len(), numerics: Numerics::Invariant, packed: None };
                     // SAFETY: `out` is [rows, n].
                     unsafe {
                         kernels.matmul_rounded(&case.matrix(), 0..n, &acts, out.as_mut_ptr(), n, &mut scratch);
@@ -429,6 +430,34 @@ fn invariant_rows_do_not_depend_on_others() {
                 let part = product(rows.clone());
                 assert_eq!(part, whole[rows.start * n..rows.end * n], "{} {dtype} {rows:?}", kernels.isa().name());
             }
+        }
+    }
+}
+
+/// Rows that were packed before, in cuts that begin inside a block, as workers make them; more of them than a slab takes.
+#[test]
+fn packed_rows_give_the_bits_of_others() {
+    for kernels in all_kernels() {
+        for (dtype, m, k, columns) in [(QuantType::F16, 545, 288, 3..40), (QuantType::Q4_K, 33, 512, 0..250)] {
+            let case = Case::new(dtype, m, 251, k, 6);
+            let mut packed = vec![f32::NAN; m.next_multiple_of(PACK_ROWS) * k];
+            for first in (0..m).step_by(PACK_ROWS / 2) {
+                let (rows, lane) = (first..m.min(first + PACK_ROWS / 2), first % PACK_ROWS);
+                let block = packed[(first - lane) * k..].as_mut_ptr();
+                // SAFETY: lanes of a whole block.
+                unsafe { kernels.pack_floats(&case.x[rows.start * k..rows.end * k], k, rows.len(), k, lane, block) };
+            }
+            let product = |packed| {
+                let mut out = vec![7.0f32; m * case.n];
+                let acts = FloatActs { packed, ..case.acts() };
+                let scratch = &mut Scratch::for_shapes(k);
+                // SAFETY: `out` is [m, n].
+                unsafe {
+                    kernels.matmul_f32(&case.matrix(), columns.clone(), &acts, out.as_mut_ptr(), case.n, scratch);
+                }
+                out
+            };
+            assert_eq!(product(Some(&packed)), product(None), "{} {dtype}", kernels.isa().name());
         }
     }
 }

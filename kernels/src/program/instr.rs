@@ -46,6 +46,11 @@ pub struct Span {
 }
 
 impl Span {
+    /// All columns of its rows: a kernel that takes several rows as one slice reads what lies between, too.
+    fn whole_rows(&self) -> Self {
+        Self { start: 0, width: isize::MAX as usize, ..*self }
+    }
+
     /// Same buffer and at least one common column.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.buf == other.buf && self.start < other.start + other.width && other.start < self.start + self.width
@@ -235,6 +240,8 @@ pub(crate) enum Resource {
     Cache(CacheId),
     /// The memory of attention over parts of a context.
     Parts,
+    /// The memory of packed f32 rows.
+    PackedFloats,
 }
 
 impl Resource {
@@ -264,6 +271,20 @@ pub(crate) struct Access {
 }
 
 impl Access {
+    /// Packing rows of `x` for a matmul: row by row, as they were written.
+    pub(crate) fn of_packing(x: &Span, rows: Rows) -> Vec<Self> {
+        let division = Division::ByRow(rows);
+        vec![
+            Self { resource: Resource::Columns(x.whole_rows()), writes: false, division },
+            Self { resource: Resource::PackedFloats, writes: true, division },
+        ]
+    }
+
+    /// A matmul's reading of packed rows.
+    pub(crate) fn of_packed() -> Self {
+        Self { resource: Resource::PackedFloats, writes: false, division: Division::Otherwise }
+    }
+
     /// Whether a barrier must stand between this access and a later one.
     pub(crate) fn conflicts(&self, later: &Self) -> bool {
         let same_owner = self.division == later.division && self.division != Division::Otherwise;
@@ -309,8 +330,7 @@ impl Instr {
             Self::MatMul { x, parts, then, .. } => {
                 let mut all = vec![match x {
                     MatMulX::Act(act) => access(Resource::Act(*act), false, Division::Otherwise),
-                    // The kernel reads whole rows of the buffer as one slice.
-                    MatMulX::Float(span) => read_across(&Span { start: 0, width: isize::MAX as usize, ..*span }),
+                    MatMulX::Float(span) => read_across(&span.whole_rows()),
                 }];
                 all.extend(parts.iter().map(|part| write_across(&part.out)));
                 if let MatMulThen::AddTo(dst) = then {

@@ -125,7 +125,7 @@ pub(in crate::cpu) fn agrees_with_scalar(kernels: &CpuKernels) -> Result<bool> {
     let matrix = MatrixRef::new(QuantType::BF16, n, k, &weights)?;
     let mut out = [vec![0.0; m * n], vec![0.0; m * n]];
     scalar::KERNELS.matmul_f32_all(&matrix, &x, m, &mut out[0], &mut scratch);
-    let acts = FloatActs { x: &x, stride: k, num_rows: m, numerics: Numerics::Fast };
+    let acts = FloatActs { x: &x, stride: k, num_rows: m, numerics: Numerics::Fast, packed: None };
     // SAFETY: `out` is [m, n], borrowed mutably.
     unsafe { kernels.matmul_rounded(&matrix, 0..n, &acts, out[1].as_mut_ptr(), n, &mut scratch) };
     Ok(agree && out[0] == out[1])

@@ -230,6 +230,12 @@ impl FloatIsa for Avx512 {
         unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
     }
 
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch doesn't fault, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
     unsafe fn tile(tile: &FloatTile, registers: usize) {
         // SAFETY: the caller's promises, passed on.
         unsafe {

@@ -233,6 +233,11 @@ impl FloatIsa for Neon {
         unsafe { transpose(rows, stride, num_rows, num_units, to, to_stride) }
     }
 
+    #[inline(always)]
+    fn prefetch(_: *const u8) {
+        // As for 8-bit activations: the intrinsic is not stable, and the hardware follows rows of weights by itself.
+    }
+
     unsafe fn tile(tile: &FloatTile, registers: usize) {
         // SAFETY: the caller's promises, passed on.
         unsafe {

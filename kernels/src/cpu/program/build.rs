@@ -4,7 +4,7 @@ use super::attend::{CUT_ROWS, MAX_PARTS};
 use super::*;
 use crate::cpu::attention::TileScratch;
 use crate::cpu::team::{MAX_PIECE_CALLS, MAX_PIECES};
-use crate::cpu::{ACT_GROUP, PackedActs, SUM_GROUP};
+use crate::cpu::{ACT_GROUP, PACK_ROWS, PackedActs, SUM_GROUP};
 use crate::program::builder::CacheShape;
 use crate::program::input::InputCheck;
 use crate::program::instr::Access;
@@ -98,6 +98,8 @@ impl Program {
                 })
             })
             .collect();
+        let packs = |instr: &Instr| packed_input(&kernels, &builder, instr);
+        let packed_width = builder.instrs.iter().filter_map(packs).map(|x| x.width).max().unwrap_or(0);
         let memory = Memory {
             arena: Region::zeroed(arena_len),
             act_q: Region::zeroed(q_len),
@@ -105,13 +107,14 @@ impl Program {
             act_sums: Region::zeroed(sums_len),
             packed_q: Region::zeroed(packed_q_len),
             packed_d: Region::zeroed(packed_d_len),
+            packed_floats: Region::zeroed(act_rows.next_multiple_of(PACK_ROWS) * packed_width),
             kv: Region::zeroed(kv_bytes),
             parts: Region::zeroed(parts_len),
             arrivals: (0..cut_rows * max_kv_heads).map(|_| AtomicU32::new(0)).collect(),
             scratch,
             check: InputCheck::new(&builder, &size),
         };
-        let barriers = place_barriers(&builder);
+        let instrs = place_barriers(&builder, packs);
         let code = Code {
             vectors: VectorKernels::for_isa(kernels.isa()),
             kernels,
@@ -120,7 +123,7 @@ impl Program {
             caches,
             weights: builder.weights,
             vectors_data: builder.vectors,
-            instrs: builder.instrs.into_iter().zip(barriers).map(|(instr, barrier)| Step { barrier, instr }).collect(),
+            instrs,
             output,
             hidden: builder.hidden,
             max_tokens: size.max_tokens,
@@ -145,20 +148,34 @@ fn check_size(builder: &ProgramBuilder, size: &ProgramSize) -> Result<(), String
     Ok(())
 }
 
-/// For each instruction: does it touch what another worker may still be at since the last barrier?
-fn place_barriers(builder: &ProgramBuilder) -> Vec<bool> {
+/// The input of a matmul that takes many f32 rows packed.
+fn packed_input(kernels: &CpuKernels, builder: &ProgramBuilder, instr: &Instr) -> Option<Span> {
+    let Instr::MatMul { x: MatMulX::Float(x), parts, .. } = instr else { return None };
+    let takes_packed = |part: &MatMulPart| !kernels.rounds(builder.weights[part.weight.0].dtype, x.width);
+    parts.iter().any(takes_packed).then_some(*x)
+}
+
+/// The steps, with what is to be packed before its instruction. The team meets before each that touches what another worker may
+/// still be at since the last barrier.
+fn place_barriers(builder: &ProgramBuilder, packs: impl Fn(&Instr) -> Option<Span>) -> Vec<Step> {
     let mut since: Vec<Access> = Vec::new();
-    builder
-        .instrs
-        .iter()
-        .map(|instr| {
-            let accesses = instr.accesses(|buf| builder.buffers[buf.0].1);
-            let barrier = since.iter().any(|earlier| accesses.iter().any(|later| earlier.conflicts(later)));
-            if barrier {
-                since.clear();
-            }
-            since.extend(accesses);
-            barrier
-        })
-        .collect()
+    let mut steps = Vec::new();
+    let mut place = |work: Work, accesses: Vec<Access>| {
+        let barrier = since.iter().any(|earlier| accesses.iter().any(|later| earlier.conflicts(later)));
+        if barrier {
+            since.clear();
+        }
+        since.extend(accesses);
+        steps.push(Step { barrier, work });
+    };
+    for instr in &builder.instrs {
+        let rows_of = |buf: BufId| builder.buffers[buf.0].1;
+        let mut accesses = instr.accesses(rows_of);
+        if let Some(x) = packs(instr) {
+            place(Work::PackFloats(x), Access::of_packing(&x, rows_of(x.buf)));
+            accesses.push(Access::of_packed());
+        }
+        place(Work::Instr(instr.clone()), accesses);
+    }
+    steps
 }

@@ -69,10 +69,17 @@ struct Code {
     rope_halves: Vec<usize>,
 }
 
-/// An instruction and whether the team meets before it.
+/// What the team does at once, and whether it meets before.
 struct Step {
     barrier: bool,
-    instr: Instr,
+    work: Work,
+}
+
+/// An instruction, or what this machine does beside those.
+enum Work {
+    Instr(Instr),
+    /// Packs the f32 rows of the next matmul, if they are many.
+    PackFloats(Span),
 }
 
 struct BufferSlot {
@@ -114,6 +121,8 @@ struct Memory {
     /// The same packed, in steps of many rows.
     packed_q: Region<i8>,
     packed_d: Region<f32>,
+    /// f32 rows of one matmul, packed, in steps of many rows.
+    packed_floats: Region<f32>,
     kv: Region<u8>,
     /// Attention over parts of a context: `[CUT_ROWS][num_heads][MAX_PARTS][v_dim + 2]` of the largest layer.
     parts: Region<f32>,

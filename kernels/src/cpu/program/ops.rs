@@ -221,16 +221,45 @@ impl<'a> Run<'a> {
         if !self.are_many(self.num_rows(self.code.buffers[x.buf.0].rows)) {
             return;
         }
-        let mut first = rows.start;
-        while first < rows.end {
-            let lane = first % PACK_ROWS;
-            let end = rows.end.min(first - lane + PACK_ROWS);
-            let [q, d] = PackedActs::lengths(first - lane, slot.k);
+        for rows in by_block(rows) {
+            let lane = rows.start % PACK_ROWS;
+            let [q, d] = PackedActs::lengths(rows.start - lane, slot.k);
             let (q, d) = (self.memory.packed_q.at(slot.packed_q + q), self.memory.packed_d.at(slot.packed_d + d));
             // SAFETY: own rows, quantised above; their lanes of the block are this worker's too. The arena holds whole blocks.
-            unsafe { self.code.kernels.pack_acts(&self.acts(slot, first..end), lane, q, d) };
-            first = end;
+            unsafe { self.code.kernels.pack_acts(&self.acts(slot, rows), lane, q, d) };
         }
+    }
+
+    /// Packs this worker's f32 rows, where there are so many that a matmul takes them packed.
+    ///
+    /// # Safety
+    /// As [`Self::execute`].
+    pub(super) unsafe fn pack_floats(&self, x: &Span) {
+        let num_rows = self.num_rows(self.code.buffers[x.buf.0].rows);
+        if !FloatActs::takes_packed(num_rows, self.input.numerics) {
+            return;
+        }
+        for rows in by_block(self.my_rows(x)) {
+            let lane = rows.start % PACK_ROWS;
+            let to = self.memory.packed_floats.at((rows.start - lane) * x.width);
+            // SAFETY: own rows; their lanes of the block are this worker's too. The region holds whole blocks.
+            unsafe {
+                let (from, stride) = self.float_rows(x, rows.clone());
+                self.code.kernels.pack_floats(from, stride, rows.len(), x.width, lane, to);
+            }
+        }
+    }
+
+    /// f32 rows as one slice, from the first one's columns to the last one's, and the elements from row to row.
+    ///
+    /// # Safety
+    /// Nobody writes anywhere in those rows while the result lives.
+    unsafe fn float_rows(&self, x: &Span, rows: Range<usize>) -> (&'a [f32], usize) {
+        let slot = &self.code.buffers[x.buf.0];
+        let start = slot.offset + rows.start * slot.width + x.start;
+        let end = start + (rows.len() - 1) * slot.width + x.width;
+        // SAFETY: in bounds by the builder's checks; nobody writes by contract.
+        (unsafe { self.memory.arena.slice(start..end) }, slot.width)
     }
 
     /// Quantised rows, not packed.
@@ -353,20 +382,18 @@ impl<'a> Run<'a> {
                 }
             }
             MatMulX::Float(span) => {
-                let slot_x = &self.code.buffers[span.buf.0];
-                let start = slot_x.offset + span.start;
-                let end = start + (num_rows - 1) * slot_x.width + span.width;
+                let (kernels, numerics) = (&self.code.kernels, self.input.numerics);
+                let takes_packed =
+                    FloatActs::takes_packed(num_rows, numerics) && !kernels.rounds(weight.dtype(), weight.cols());
                 // SAFETY: as above. The slice spans whole rows; the builder refuses an output in the same buffer, so nobody
-                // writes anywhere in it.
+                // writes anywhere in it. Packed rows are complete since the last barrier.
                 unsafe {
-                    let acts = FloatActs {
-                        x: self.memory.arena.slice(start..end),
-                        stride: slot_x.width,
-                        num_rows,
-                        numerics: self.input.numerics,
-                    };
+                    let (x, stride) = self.float_rows(span, 0..num_rows);
+                    let packed_len = num_rows.next_multiple_of(PACK_ROWS) * span.width;
+                    let packed = takes_packed.then(|| self.memory.packed_floats.slice(0..packed_len));
+                    let acts = FloatActs { x, stride, num_rows, numerics, packed };
                     let scratch = &mut self.scratch.matmul;
-                    self.code.kernels.matmul_rounded(&weight, columns.clone(), &acts, out, slot.width, scratch);
+                    kernels.matmul_rounded(&weight, columns.clone(), &acts, out, slot.width, scratch);
                 }
             }
         }
@@ -416,6 +443,16 @@ impl ActSlot {
         [(self.q, self.k), (self.d, self.k / ACT_GROUP), (self.sums, self.k / SUM_GROUP)]
             .map(|(start, width)| start + rows.start * width..start + rows.end * width)
     }
+}
+
+/// Rows, cut where a block of packed ones ends.
+fn by_block(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut first = rows.start;
+    std::iter::from_fn(move || {
+        let block = first..rows.end.min((first + 1).next_multiple_of(PACK_ROWS));
+        first = block.end;
+        (!block.is_empty()).then_some(block)
+    })
 }
 
 /// Where columns of a row lie in the arena.

@@ -23,7 +23,12 @@ impl Machine for Program {
                 }
                 // SAFETY: `build` has checked the shapes and placed the barriers, `InputCheck` the step: the three
                 // points of the module's documentation hold.
-                unsafe { run.execute(&step.instr) };
+                unsafe {
+                    match &step.work {
+                        Work::Instr(instr) => run.execute(instr),
+                        Work::PackFloats(x) => run.pack_floats(x),
+                    }
+                }
             }
         })?;
         Ok(self.outputs(input.outputs.len()))
