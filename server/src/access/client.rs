@@ -4,10 +4,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use actix_web::{HttpMessage, HttpRequest};
 use shimmy_runtime::Error;
-use shimmy_runtime::engine::{Answer, Event, GenerationGroup};
+use shimmy_runtime::engine::{Answer, Event, GenerationGroup, Timings};
 
 use super::keys::{Key, KeyId, Secret};
 use super::quota::Quota;
@@ -32,6 +33,7 @@ pub struct Account {
     model: OnceLock<String>,
     prompt_tokens: AtomicUsize,
     completion_tokens: AtomicUsize,
+    first_end: OnceLock<(Instant, Timings)>,
 }
 
 impl Account {
@@ -43,6 +45,11 @@ impl Account {
     /// Tokens of its prompts, and of the answers.
     pub fn tokens(&self) -> (usize, usize) {
         (self.prompt_tokens.load(Ordering::Relaxed), self.completion_tokens.load(Ordering::Relaxed))
+    }
+
+    /// When the first answer ended, and its times.
+    pub fn first_end(&self) -> Option<(Instant, Timings)> {
+        self.first_end.get().copied()
     }
 }
 
@@ -207,7 +214,11 @@ fn note(client: &Client, pieces: &mut [usize], index: usize, event: &Event) {
             pieces[index] += 1;
             client.charge_answer(1);
         }
-        Event::Done { usage, .. } => client.charge_answer(usage.completion_tokens.saturating_sub(pieces[index])),
+        Event::Done { usage, timings, .. } => {
+            // It stays what it was first.
+            let _ = client.account.first_end.set((Instant::now(), *timings));
+            client.charge_answer(usage.completion_tokens.saturating_sub(pieces[index]));
+        }
         Event::Failed(_) => {}
     }
 }

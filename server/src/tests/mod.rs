@@ -27,6 +27,7 @@ mod rerank;
 mod responses;
 mod schema;
 mod streams;
+mod traces;
 mod websocket;
 mod websocket_client;
 mod websocket_hostile;
