@@ -91,8 +91,9 @@ fn document() -> OpenApi {
         .security_scheme("x-api-key", header)
         .build();
     let description = "Fields that would change an answer and aren't supported are errors that name them; other unknown \
-                       fields are listed in the response's `x-shimmy-ignored`. Keys are asked for only if the server was \
-                       started with some.";
+                       fields are listed in the response's `x-shimmy-ignored`. `x-event-schema` is what the data \
+                       of each event of a stream looks like, `x-line-schema` each line. Keys are asked for only if the \
+                       server was started with some.";
     let info = InfoBuilder::new().title("Shimmy").version(env!("CARGO_PKG_VERSION")).description(Some(description));
     let no_scopes: [&str; 0] = [];
     let security = [
