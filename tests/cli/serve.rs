@@ -7,7 +7,7 @@ use std::process::Stdio;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::binary::{Server, run, shimmy, signal, wait};
+use crate::binary::{Server, finish, run, shimmy, signal, wait};
 use crate::support;
 
 fn post(url: &str, body: &Value) -> Value {
@@ -129,6 +129,10 @@ fn traces_reach_a_collector_to_the_last_span() {
         let ended = run(["serve", "--port", "0", "--otlp-endpoint", url]);
         assert!(ended.code == Some(2) && ended.stderr.contains(why) && ended.stdout.is_empty(), "{}", ended.stderr);
     }
+    let mut grpc = shimmy();
+    grpc.args(["serve", "--port", "0", "--otlp-endpoint", "http://localhost:4317"]);
+    let ended = finish(grpc.env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"));
+    assert!(ended.code == Some(2) && ended.stderr.contains("4318"), "{}", ended.stderr);
     let Some(model) = support::fetch_model("smollm2") else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

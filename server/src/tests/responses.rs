@@ -243,6 +243,13 @@ fn kept_responses_are_shown_listed_and_deleted() {
         list["data"].as_array().unwrap().iter().map(|item| item["content"][0]["text"].as_str().unwrap()).collect();
     assert_eq!((texts, &list["has_more"]), (vec!["a", "b"], &json!(true)));
     assert_eq!(get(server.address, &format!("{path}/input_items?limit=0")).status, 400);
+    for (asked, names) in [
+        ("/input_items?limit=1&order=asc&b=1&a=%0d%0ax", Some("a, b")),
+        ("?zz=1&stream=false", Some("zz")),
+        ("/input_items?limit=1", None),
+    ] {
+        assert_eq!(get(server.address, &(path.clone() + asked)).header("x-shimmy-ignored"), names, "{asked}");
+    }
     assert_eq!(get(server.address, &format!("{path}?stream=true")).status, 400);
     let cancel = post(server.address, &format!("{path}/cancel"), &json!({}));
     assert_eq!(cancel.status, 400);

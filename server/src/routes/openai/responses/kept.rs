@@ -1,6 +1,6 @@
 //! What can be asked of a response that is kept.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -10,6 +10,8 @@ use super::background::Reader;
 use super::store::{Kept, Owner};
 use crate::app::AppState;
 use crate::error::ApiError;
+use crate::routes::request::begin::add_ignored;
+use crate::routes::request::fields::Fields;
 use crate::stream::relay;
 
 /// Most items of a list, and how many there are if nobody asks.
@@ -42,13 +44,15 @@ pub async fn show(
         return Err(ApiError::unsupported("include", "a response shows all that was asked for when it was made"));
     }
     let kept = find(&state, &request, &id)?;
+    let mut response = HttpResponse::Ok();
+    add_ignored(&mut response, ignored(&query, &["stream", "starting_after", "include_obfuscation"]));
     let Some(next) = first_event(&query)? else {
-        return Ok(HttpResponse::Ok().json(&kept.object));
+        return Ok(response.json(&kept.object));
     };
     match &kept.live {
         Some(live) if live.has_events() => {
             let reader = Reader::new(Arc::clone(live), next);
-            Ok(relay(HttpResponse::Ok(), state.limits.stall, reader))
+            Ok(relay(response, state.limits.stall, reader))
         }
         _ => {
             let instead =
@@ -113,7 +117,16 @@ pub async fn input_items(
     query: Query,
 ) -> Result<HttpResponse, ApiError> {
     let kept = find(&state, &request, &id)?;
-    Ok(HttpResponse::Ok().json(page(&kept.items, &query)?))
+    let mut response = HttpResponse::Ok();
+    add_ignored(&mut response, ignored(&query, &["limit", "order", "after"]));
+    Ok(response.json(page(&kept.items, &query)?))
+}
+
+/// The names in a query that say nothing here.
+fn ignored(query: &HashMap<String, String>, known: &[&str]) -> Option<String> {
+    let unknown: BTreeMap<&String, &String> =
+        query.iter().filter(|(name, _)| !known.contains(&name.as_str())).collect();
+    Fields::of(unknown.into_iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect()).ignored()
 }
 
 fn page(items: &[Value], query: &HashMap<String, String>) -> Result<Value, ApiError> {
