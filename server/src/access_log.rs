@@ -1,4 +1,5 @@
-//! What was asked and how it went: an identifier for each request, and a line of JSON when its response has left.
+//! What was asked and how it went: an identifier for each request and, when its response has left, a line of JSON and the
+//! spans of a trace.
 //!
 //! The lines are written by a thread of their own: a disk that takes its time holds up no client. What it can't keep up
 //! with is counted in a line of its own.
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -26,6 +27,9 @@ use crate::access::client::Client;
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::ids;
+use crate::otlp::context::{Parent, Sampled};
+use crate::otlp::span::{RequestSpan, Work};
+use crate::routes::native::capabilities::readable;
 
 /// Lines that wait for the disk.
 const QUEUED_LINES: usize = 4096;
@@ -35,6 +39,8 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 const MAX_ID: usize = 128;
 /// Of a request's body that is logged.
 const MAX_LOGGED_BODY: usize = 64 << 10;
+/// What is asked every few seconds by machines is no part of a trace, unless it says so.
+const UNTRACED: [&str; 3] = ["/health", "/ready", "/metrics"];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Where lines go.
@@ -150,7 +156,9 @@ pub async fn log(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let start = Instant::now();
     let id = request_id(request.headers().get(&REQUEST_ID));
+    let came = SystemTime::now();
     let state = request.app_data::<web::Data<AppState>>().cloned();
+    let trace = state.as_ref().filter(|state| state.tracer.is_some()).and_then(|_| Trace::of(&request));
     let mut response = next.call(request).await?;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -166,12 +174,16 @@ pub async fn log(
         let (request, status) = (response.request(), response.status().as_u16());
         tracing::info!("{} {} {status} {head_ms:.1} ms {id}", request.method(), request.path());
     }
-    let logged = state.filter(|state| state.access_log.is_some()).map(|state| {
+    let is_wanted = |state: &web::Data<AppState>| state.access_log.is_some() || trace.is_some();
+    let logged = state.filter(is_wanted).map(|state| {
         let request = response.request();
         let is_empty = matches!(response.response().body().size(), BodySize::None | BodySize::Sized(0));
         let body = request.extensions_mut().remove::<LoggedBody>();
         Open {
             start,
+            came,
+            trace,
+            route: request.match_pattern().map(|pattern| readable(&pattern)),
             head_ms,
             id,
             client: request.extensions().get::<Client>().cloned(),
@@ -205,10 +217,30 @@ fn request_id(given: Option<&HeaderValue>) -> String {
     given.filter(is_good).map_or_else(|| ids::unique("req"), str::to_owned)
 }
 
+/// Of a request that is traced.
+struct Trace {
+    /// `None`: it begins one.
+    parent: Option<Parent>,
+}
+
+impl Trace {
+    fn of(request: &ServiceRequest) -> Option<Self> {
+        let parent = Parent::of(request.headers());
+        let is_traced = match &parent {
+            Some(parent) => parent.sampled == Sampled::Yes,
+            None => !UNTRACED.contains(&request.path()),
+        };
+        is_traced.then_some(Self { parent })
+    }
+}
+
 /// A response that is on its way.
 struct Open {
     state: web::Data<AppState>,
     start: Instant,
+    came: SystemTime,
+    trace: Option<Trace>,
+    route: Option<String>,
     head_ms: f64,
     id: String,
     client: Option<Client>,
@@ -224,6 +256,7 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.export();
         let Some(log) = &self.state.access_log else { return };
         let account = self.client.as_ref().map(Client::account);
         let model = account.and_then(|account| account.model());
@@ -245,6 +278,35 @@ impl Drop for Open {
             prompt_tokens: tokens.map(|(prompt, _)| prompt),
             completion_tokens: tokens.map(|(_, completion)| completion),
             request: self.request.take(),
+        });
+    }
+}
+
+impl Open {
+    /// Hands the spans over, if the request is traced.
+    fn export(&self) {
+        let (Some(tracer), Some(trace)) = (&self.state.tracer, &self.trace) else { return };
+        let account = self.client.as_ref().map(Client::account);
+        let work = account.and_then(|account| {
+            let (prompt_tokens, completion_tokens) = account.tokens();
+            let timings = account.first_end().map(|(end, timings)| (end.elapsed(), timings));
+            Some(Work { model: account.model()?, prompt_tokens, completion_tokens, timings })
+        });
+        tracer.export(&RequestSpan {
+            parent: trace.parent.as_ref(),
+            start: self.came,
+            duration: self.start.elapsed(),
+            request_id: &self.id,
+            method: self.method.as_str(),
+            path: &self.path,
+            route: self.route.as_deref(),
+            status: self.status,
+            error: self.error,
+            bytes: self.bytes,
+            complete: self.complete,
+            address: self.address.as_deref(),
+            key: self.client.as_ref().and_then(Client::name),
+            work,
         });
     }
 }

@@ -21,7 +21,9 @@ use crate::connections::{self, Connections};
 use crate::counters::Counters;
 use crate::drain::Gate;
 use crate::listen::Listeners;
+use crate::otlp::exporter::Exporter;
 use crate::routes;
+use crate::routes::body::Bodies;
 use crate::routes::native::socket::SocketLimits;
 use crate::routes::ollama::details::Summaries;
 use crate::routes::openai::responses::store::ResponseStore;
@@ -43,6 +45,8 @@ const LAST_BYTES_SECONDS: u64 = 3;
 pub struct Limits {
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// All bodies that are on their way together; one that may be larger has room if it is alone.
+    pub all_bodies_bytes: usize,
     /// A client that takes nothing for so long is cut off.
     pub stall: Duration,
     /// A connection on which nothing is asked stays open for so long.
@@ -60,6 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_body_bytes: 10 << 20,
+            all_bodies_bytes: 256 << 20,
             stall: Duration::from_secs(60),
             keep_alive: Duration::from_secs(75),
             head: Duration::from_secs(15),
@@ -88,6 +93,8 @@ pub struct AppState {
     pub gate: Arc<Gate>,
     /// Connections and responses.
     pub counters: Arc<Counters>,
+    /// Bodies on their way.
+    pub bodies: Bodies,
     /// What runs on each connection.
     pub connections: Arc<Connections>,
     /// What is refused.
@@ -96,6 +103,8 @@ pub struct AppState {
     pub access: Access,
     /// Where each request is written down, if anywhere.
     pub access_log: Option<AccessLog>,
+    /// Where each request's spans go, if anywhere.
+    pub tracer: Option<Exporter>,
     /// What models' files say of themselves.
     pub summaries: Summaries,
     /// When it was made.
@@ -112,10 +121,12 @@ impl AppState {
             models,
             gate: Arc::default(),
             counters: Arc::default(),
+            bodies: Bodies::default(),
             connections: Arc::default(),
             limits,
             access: Access::default(),
             access_log: None,
+            tracer: None,
             summaries: Summaries::default(),
             started: Instant::now(),
             responses: ResponseStore::default(),

@@ -7,6 +7,7 @@
 //! | [`routes`] | wire types of each protocol and their conversion |
 //! | [`access`] | API keys, limits of clients, allowed hosts and origins |
 //! | [`access_log`] | request identifiers, and a line for each request |
+//! | [`otlp`] | requests as spans of traces |
 //! | [`listen`], [`tls`] | sockets, and HTTPS on them |
 //! | [`stream`] | bounded channel to wire |
 //! | [`drain`] | running generations, for a clean shutdown |
@@ -30,6 +31,7 @@ pub mod error;
 pub mod ids;
 pub mod listen;
 pub mod load;
+pub mod otlp;
 pub mod process;
 pub mod routes;
 pub mod stream;

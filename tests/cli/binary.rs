@@ -14,7 +14,8 @@ pub(crate) fn shimmy() -> Command {
     for (name, _) in std::env::vars_os() {
         let is_ours = name.to_string_lossy().starts_with("SHIMMY_");
         // Where the tests find their goldens.
-        if (is_ours && name != "SHIMMY_GOLDENS") || name.to_string_lossy().starts_with("OLLAMA_") {
+        let is_others = ["OLLAMA_", "OTEL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+        if (is_ours && name != "SHIMMY_GOLDENS") || is_others {
             command.env_remove(name);
         }
     }

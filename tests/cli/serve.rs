@@ -1,12 +1,13 @@
 //! The real server with the default model.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::binary::{Server, run, shimmy, signal, wait};
+use crate::binary::{Server, finish, run, shimmy, signal, wait};
 use crate::support;
 
 fn post(url: &str, body: &Value) -> Value {
@@ -120,4 +121,44 @@ fn computed_prompts_outlive_a_server_that_is_killed() {
     std::fs::write(&file, "").unwrap();
     let ended = run(["serve", "--port", "0", "--kv-cache-dir", &file.display().to_string()]);
     assert!(ended.code == Some(2) && ended.stderr.contains("--kv-cache-dir"), "{ended:?}");
+}
+
+#[test]
+fn traces_reach_a_collector_to_the_last_span() {
+    for (url, why) in [("https://localhost:4318", "plain HTTP only"), ("localhost:4318", "http://localhost:4318")] {
+        let ended = run(["serve", "--port", "0", "--otlp-endpoint", url]);
+        assert!(ended.code == Some(2) && ended.stderr.contains(why) && ended.stdout.is_empty(), "{}", ended.stderr);
+    }
+    let mut grpc = shimmy();
+    grpc.args(["serve", "--port", "0", "--otlp-endpoint", "http://localhost:4317"]);
+    let ended = finish(grpc.env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"));
+    assert!(ended.code == Some(2) && ended.stderr.contains("4318"), "{}", ended.stderr);
+    let Some(model) = support::fetch_model("smollm2") else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let collector = std::thread::spawn(move || {
+        let mut reader = BufReader::new(listener.accept().unwrap().0);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            reader.read_line(&mut head).unwrap();
+        }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        reader.read_exact(&mut body).unwrap();
+        reader.into_inner().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        (head, serde_json::from_slice::<Value>(&body).unwrap())
+    });
+    let mut command = shimmy();
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", url).env("OTEL_SERVICE_NAME", "ours");
+    let server = Server::start_from(command, &model, &[]);
+    post(&format!("{}/v1/completions", server.url), &json!({"prompt": "Once", "max_tokens": 2}));
+    // The end comes before the batch is full or old.
+    assert_eq!(server.terminate(), Some(0));
+    let (head, body) = collector.join().unwrap();
+    assert!(head.starts_with("POST /v1/traces "), "{head}");
+    let resource = &body["resourceSpans"][0];
+    assert_eq!(resource["resource"]["attributes"][0]["value"]["stringValue"], "ours");
+    let spans = resource["scopeSpans"][0]["spans"].as_array().unwrap();
+    let names: Vec<&str> = spans.iter().map(|span| span["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["POST /v1/completions", "decode", "prefill", "queue"]);
 }

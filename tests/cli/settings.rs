@@ -97,10 +97,11 @@ fn keys_are_made_listed_used_and_taken_away() {
     let ann = new.stdout.trim().to_owned();
     assert!(new.code == Some(0) && ann.starts_with("sk-shimmy-"), "{} {}", new.stdout, new.stderr);
     assert_eq!(key(&["new", "ann"]).code, Some(2));
-    assert_eq!(key(&["new", "bob"]).code, Some(0));
+    assert_eq!(key(&["new", "bob", "--least-priority", "-5"]).code, Some(0));
     assert!(!fs::read_to_string(file).unwrap().contains(&ann[10..]));
     let list: Value = serde_json::from_str(&key(&["list", "--json"]).stdout).unwrap();
     assert_eq!((&list[0]["name"], &list[0]["requests_per_minute"]), (&"ann".into(), &100.into()));
+    assert_eq!((&list[0]["least_priority"], &list[1]["least_priority"]), (&Value::Null, &(-5).into()));
 
     let log = folder.path().join("access.jsonl");
     let server = Server::start_with(&model, &["--api-key-file", file, "--access-log", log.to_str().unwrap()]);

@@ -16,6 +16,7 @@ mod binary;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bodies;
 mod connections;
 mod cycles;
 mod gauges;

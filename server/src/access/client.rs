@@ -4,10 +4,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use actix_web::{HttpMessage, HttpRequest};
 use shimmy_runtime::Error;
-use shimmy_runtime::engine::{Answer, Event, GenerationGroup};
+use shimmy_runtime::engine::{Answer, Event, GenerationGroup, Timings};
 
 use super::keys::{Key, KeyId, Secret};
 use super::quota::Quota;
@@ -21,6 +22,8 @@ pub struct Client {
     name: Option<Arc<str>>,
     key: Option<KeyId>,
     quota: Option<Arc<Quota>>,
+    /// `None`: it may go before everybody.
+    least_priority: Option<i32>,
     account: Arc<Account>,
 }
 
@@ -30,6 +33,7 @@ pub struct Account {
     model: OnceLock<String>,
     prompt_tokens: AtomicUsize,
     completion_tokens: AtomicUsize,
+    first_end: OnceLock<(Instant, Timings)>,
 }
 
 impl Account {
@@ -42,6 +46,11 @@ impl Account {
     pub fn tokens(&self) -> (usize, usize) {
         (self.prompt_tokens.load(Ordering::Relaxed), self.completion_tokens.load(Ordering::Relaxed))
     }
+
+    /// When the first answer ended, and its times.
+    pub fn first_end(&self) -> Option<(Instant, Timings)> {
+        self.first_end.get().copied()
+    }
 }
 
 impl Client {
@@ -49,7 +58,8 @@ impl Client {
     pub fn by_key(key: &Key) -> Self {
         let name = Some(Arc::from(key.name.as_str()));
         let (number, id) = (key.secret.number(), Some(key.id.clone()));
-        Self { number, name, key: id, quota: key.quota.clone(), account: Arc::default() }
+        let quota = key.quota.clone();
+        Self { number, name, key: id, quota, least_priority: None, account: Arc::default() }
     }
 
     /// Whoever comes from there. Nobody has checked the key, so it only helps to tell clients apart: who makes up new ones
@@ -58,7 +68,27 @@ impl Client {
         let mut hasher = DefaultHasher::new();
         address.hash(&mut hasher);
         secret.map(Secret::number).hash(&mut hasher);
-        Self { number: hasher.finish(), name: None, key: None, quota, account: Arc::default() }
+        let number = hasher.finish();
+        Self { number, name: None, key: None, quota, least_priority: None, account: Arc::default() }
+    }
+
+    /// The same client, whose requests may have no lower priority number than this: lower goes first.
+    #[must_use]
+    pub fn from_priority(self, least: Option<i32>) -> Self {
+        Self { least_priority: least, ..self }
+    }
+
+    /// Whether a request of this client may have this priority.
+    ///
+    /// # Errors
+    /// 403 that names the field.
+    pub fn check_priority(&self, priority: i32) -> Result<(), ApiError> {
+        let Some(least) = self.least_priority.filter(|&least| priority < least) else { return Ok(()) };
+        let message = format!(
+            "`priority` must be at least {least} for you, got {priority}: lower goes before others, which the server's owner \
+             allows with `shimmy key new --least-priority`, or all with `serve --least-priority`"
+        );
+        Err(ApiError { param: Some("priority".into()), ..ApiError::forbidden(message, "priority_not_allowed") })
     }
 
     /// Tells clients apart: by key, else by address.
@@ -184,7 +214,11 @@ fn note(client: &Client, pieces: &mut [usize], index: usize, event: &Event) {
             pieces[index] += 1;
             client.charge_answer(1);
         }
-        Event::Done { usage, .. } => client.charge_answer(usage.completion_tokens.saturating_sub(pieces[index])),
+        Event::Done { usage, timings, .. } => {
+            // It stays what it was first.
+            let _ = client.account.first_end.set((Instant::now(), *timings));
+            client.charge_answer(usage.completion_tokens.saturating_sub(pieces[index]));
+        }
         Event::Failed(_) => {}
     }
 }
@@ -204,6 +238,17 @@ mod tests {
         assert_eq!(client("10.0.0.1", Some("a")), client("10.0.0.1", Some("a")));
         assert_ne!(client("10.0.0.1", Some("a")), client("10.0.0.1", None));
         assert_ne!(client("10.0.0.1", Some("a")), client("10.0.0.2", Some("a")));
+    }
+
+    #[test]
+    fn who_goes_first_is_bounded() {
+        let anyone = Client::by_address(None, None, None);
+        assert!(anyone.check_priority(i32::MIN).is_ok());
+        let bounded = anyone.from_priority(Some(-5)).next_request();
+        assert!(bounded.check_priority(-5).is_ok() && bounded.check_priority(7).is_ok());
+        let error = bounded.check_priority(-6).unwrap_err();
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (403, Some("priority")));
+        assert!(error.message.contains("at least -5"), "{}", error.message);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! hash = "blake3:0123…"        # 64 hex digits
 //! requests_per_minute = 60     # both may be missing: then those of the command line, if any
 //! tokens_per_minute = 20000
+//! least_priority = -10         # its requests may go before those of others; 0 if it is missing
 //! ```
 
 use std::collections::HashMap;
@@ -86,6 +87,8 @@ pub struct Key {
     pub secret: Secret,
     /// Its limits, as they were when it was read.
     pub rates: Rates,
+    /// Least `priority` of its requests, if it has a bound of its own.
+    pub least_priority: Option<i32>,
     /// Its buckets, if it has limits.
     pub quota: Option<Arc<Quota>>,
 }
@@ -102,6 +105,9 @@ pub struct Entry {
     requests_per_minute: Option<std::num::NonZeroU32>,
     #[serde(default)]
     tokens_per_minute: Option<std::num::NonZeroU32>,
+    /// Least `priority` of its requests.
+    #[serde(default)]
+    pub least_priority: Option<i32>,
 }
 
 impl Entry {
@@ -161,7 +167,7 @@ fn check_name(name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// When the name is taken, the file is wrong or can't be written.
-pub fn add(path: &Path, name: &str, key: &str, rates: Rates) -> Result<(), String> {
+pub fn add(path: &Path, name: &str, key: &str, rates: Rates, least_priority: Option<i32>) -> Result<(), String> {
     check_name(name)?;
     let text = if path.exists() { text_of(path)? } else { String::new() };
     if parse(&text).map_err(|error| format!("{}: {error}", path.display()))?.iter().any(|entry| entry.name == name) {
@@ -176,6 +182,9 @@ pub fn add(path: &Path, name: &str, key: &str, rates: Rates) -> Result<(), Strin
     }
     if let Some(tokens) = rates.tokens_per_minute {
         table["tokens_per_minute"] = value(i64::from(tokens.get()));
+    }
+    if let Some(least) = least_priority {
+        table["least_priority"] = value(i64::from(least));
     }
     let keys = document.entry("key").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
     let keys = keys.as_array_of_tables_mut().ok_or("`key` isn't a list of tables: write [[key]]")?;
@@ -255,7 +264,7 @@ impl KeyRing {
         let fixed = given.iter().enumerate().map(|(index, key)| {
             let quota = Quota::new(rates).map(Arc::new);
             let (id, name) = (KeyId::Given(index), format!("key-{}", index + 1));
-            Arc::new(Key { id, name, secret: Secret::of(key), rates, quota })
+            Arc::new(Key { id, name, secret: Secret::of(key), rates, least_priority: None, quota })
         });
         let mut ring = Self { fixed: fixed.collect(), file: None, rates };
         if let Some(path) = file {
@@ -313,7 +322,8 @@ impl KeyRing {
                 _ => Quota::new(rates).map(Arc::new),
             };
             let id = KeyId::Named(entry.name.as_str().into());
-            Some(Arc::new(Key { id, name: entry.name, secret, rates, quota }))
+            let least_priority = entry.least_priority;
+            Some(Arc::new(Key { id, name: entry.name, secret, rates, least_priority, quota }))
         };
         entries.into_iter().filter_map(key).collect()
     }
@@ -340,12 +350,13 @@ mod tests {
         let path = folder.path().join("keys.toml");
         let (ann, bob) = (generate().unwrap(), generate().unwrap());
         assert!(ann.starts_with("sk-shimmy-") && ann.len() == 74 && ann != bob, "{ann}");
-        add(&path, "ann", &ann, rates(60)).unwrap();
+        add(&path, "ann", &ann, rates(60), Some(-5)).unwrap();
         fs::write(&path, format!("# ours\n{}", fs::read_to_string(&path).unwrap())).unwrap();
-        add(&path, "bob", &bob, Rates::default()).unwrap();
-        assert!(add(&path, "bob", &bob, Rates::default()).unwrap_err().contains("already"));
+        add(&path, "bob", &bob, Rates::default(), None).unwrap();
+        assert!(add(&path, "bob", &bob, Rates::default(), None).unwrap_err().contains("already"));
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("# ours\n") && text.contains("requests_per_minute = 60"), "{text}");
+        assert!(text.contains("least_priority = -5"), "{text}");
         assert!(!text.contains(&ann[10..]) && !text.contains(&bob[10..]), "{text}");
         #[cfg(unix)]
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions()) & 0o777, 0o600);

@@ -36,6 +36,9 @@ pub struct Access {
     pub origins: Origins,
     /// What an address may take a minute, where no keys are asked for.
     pub addresses: Addresses,
+    /// Least `priority` that a request may have: of keys that have no bound of their own (`None`: 0), and where no keys are
+    /// asked for (`None`: any).
+    pub least_priority: Option<i32>,
 }
 
 impl Access {
@@ -47,7 +50,8 @@ impl Access {
         let address = request.peer_addr().map(|address| address.ip());
         let secret = secret(request.headers());
         if !self.keys.is_required() {
-            return Ok(Client::by_address(address, secret.as_ref(), self.addresses.quota(address)));
+            let client = Client::by_address(address, secret.as_ref(), self.addresses.quota(address));
+            return Ok(client.from_priority(self.least_priority));
         }
         let Some(secret) = secret else {
             let message = match handshake::is_handshake(request.headers()) {
@@ -60,7 +64,11 @@ impl Access {
             return Err(ApiError::unauthorized(message, "missing_api_key"));
         };
         match self.keys.find(&secret) {
-            Some(key) => Ok(Client::by_key(&key)),
+            Some(key) => {
+                // Whose turn it is concerns all keys: none goes before the others unless somebody said so.
+                let least = key.least_priority.or(self.least_priority).unwrap_or(0);
+                Ok(Client::by_key(&key).from_priority(Some(least)))
+            }
             None => Err(ApiError::unauthorized("the API key is not one of this server's", "invalid_api_key")),
         }
     }

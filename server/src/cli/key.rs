@@ -30,6 +30,9 @@ enum Action {
         /// Most tokens of prompts and answers a minute.
         #[arg(long, value_name = "N")]
         tokens_per_minute: Option<NonZeroU32>,
+        /// Least `priority` of its requests: below 0 they may go before those of others [default: that of the server, or 0].
+        #[arg(long, value_name = "N", allow_negative_numbers = true)]
+        least_priority: Option<i32>,
         #[command(flatten)]
         file: File,
     },
@@ -63,10 +66,10 @@ struct File {
 /// See the exit codes.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     match args.action {
-        Action::New { name, requests_per_minute, tokens_per_minute, file } => {
+        Action::New { name, requests_per_minute, tokens_per_minute, least_priority, file } => {
             let key = keys::generate()?;
             let rates = Rates { requests_per_minute, tokens_per_minute };
-            keys::add(&file.path, &name, &key, rates).map_err(usage)?;
+            keys::add(&file.path, &name, &key, rates, least_priority).map_err(usage)?;
             output::write(&format!("{key}\n"))?;
             eprintln!("this is the only time that the key of {name} is shown; its hash is in {}", file.path.display());
             Ok(())
@@ -80,17 +83,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
                         "name": entry.name,
                         "requests_per_minute": rates.requests_per_minute,
                         "tokens_per_minute": rates.tokens_per_minute,
+                        "least_priority": entry.least_priority,
                     })
                 });
                 return output::json(&list.collect::<Vec<_>>());
             }
             let or_any = |limit: Option<NonZeroU32>| limit.map_or("any".into(), |limit| limit.to_string());
-            let head = ["NAME", "REQUESTS A MINUTE", "TOKENS A MINUTE"].map(String::from).to_vec();
+            let head = ["NAME", "REQUESTS A MINUTE", "TOKENS A MINUTE", "LEAST PRIORITY"].map(String::from).to_vec();
             let rows = entries.into_iter().map(|entry| {
                 let rates = entry.rates();
-                vec![entry.name, or_any(rates.requests_per_minute), or_any(rates.tokens_per_minute)]
+                let least = entry.least_priority.map_or("server's".into(), |least| least.to_string());
+                vec![entry.name, or_any(rates.requests_per_minute), or_any(rates.tokens_per_minute), least]
             });
-            output::write(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>(), &[1, 2]))
+            output::write(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>(), &[1, 2, 3]))
         }
         Action::Remove { name, file } => {
             keys::remove(&file.path, &name).map_err(usage)?;

@@ -49,7 +49,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve models over HTTP (OpenAI's protocol).
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Answer one prompt.
     Generate(generate::Args),
     /// Talk with a model in the terminal.
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
             eprint!("{}", Cli::command().render_help());
             return ExitCode::from(failure::USAGE);
         }
-        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Generate(args)) => generate::run(args, context),
         Some(Command::Chat(args)) => chat::run(args, context),
         Some(Command::Config(args)) => config::run(args, Cli::command(), cli.config),

@@ -3,15 +3,21 @@
 use actix_web::http::Method;
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::app::{AppState, Phase};
 
-#[derive(Serialize)]
-struct Health {
+/// Whether the process is well.
+#[derive(Serialize, ToSchema)]
+pub(in crate::routes) struct Health {
+    /// `ok`, `loading` or `shutting down`.
     status: &'static str,
     version: &'static str,
+    /// Generations that run.
     running: usize,
+    /// The one of the start, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     model: Option<String>,
 }
 

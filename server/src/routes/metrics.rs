@@ -24,6 +24,13 @@ async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
         add_model(&mut families, &model);
     }
     add_service(&mut families, &state.counters);
+    if let Some(tracer) = &state.tracer {
+        let (exported, dropped) = tracer.counts().read();
+        for (outcome, count) in [("exported", exported), ("dropped", dropped)] {
+            let help = "Spans that the collector took, and spans that were dropped.";
+            families.counter("shimmy_otlp_spans_total", help, &[("outcome", outcome)], count);
+        }
+    }
     let text = TextEncoder::new().encode_to_string(&families.0);
     let text = text.map_err(|error| ApiError::server(format!("the metrics can't be written: {error}")))?;
     Ok(HttpResponse::Ok().content_type(TEXT_FORMAT).body(text))

@@ -10,9 +10,10 @@
 //! | [`openai`] | `/v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/embeddings`, `/v1/rerank`, `/v1/models` |
 //! | [`openapi`] | `GET /openapi.json`, `GET /docs` |
 //! | [`page`] | `/`, the chat page, and `/ui/…`, its files |
-//! | [`request`] | what they share |
+//! | [`request`], [`body`] | what they share |
 
 pub mod anthropic;
+pub mod body;
 pub mod health;
 pub mod metrics;
 pub mod native;
@@ -24,22 +25,14 @@ pub mod request;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::http::{Method, StatusCode};
-use actix_web::web::{self, Bytes, BytesMut};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError, Route};
-use tokio::time::{Instant, timeout_at};
+use actix_web::web;
+use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError, Route};
 
-use crate::access_log::{AccessLog, LoggedBody};
-use crate::app::{AppState, Limits};
+pub(crate) use self::body::read_body;
 use crate::error::{ApiError, Kind, Protocol};
-
-/// Reserved for a body before any of it has come, whatever length was announced.
-const FIRST_BODY_BYTES: usize = 64 << 10;
-/// A body that comes this fast has all the time that it needs.
-const LEAST_BODY_BYTES_PER_SECOND: f64 = 32.0 * 1024.0;
 
 /// The paths that [`resource`] has made something of, and the methods of each.
 static ENDPOINTS: Mutex<BTreeMap<String, BTreeSet<String>>> = Mutex::new(BTreeMap::new());
@@ -92,51 +85,4 @@ pub(crate) async fn not_found(request: HttpRequest) -> HttpResponse {
     ApiError { code: Some("unknown_url"), ..ApiError::not_found(message) }
         .speaking(Protocol::of(request.path()))
         .error_response()
-}
-
-/// Reads a request's body.
-///
-/// # Errors
-/// 413 when it is larger than `limit` bytes, 400 when it breaks off, 408 when it takes longer than [`Limits::body`] allows.
-pub(crate) async fn read_body(
-    request: &HttpRequest,
-    mut payload: web::Payload,
-    limit: usize,
-) -> Result<Bytes, ApiError> {
-    let too_large = || ApiError {
-        status: StatusCode::PAYLOAD_TOO_LARGE,
-        code: Some("request_too_large"),
-        ..ApiError::bad_request(format!("the body is larger than {limit} bytes"))
-    };
-    let length = request.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > limit) {
-        return Err(too_large());
-    }
-    let limits = request.app_data::<web::Data<AppState>>().map_or_else(Limits::default, |state| state.limits);
-    let start = Instant::now();
-    let mut body = BytesMut::with_capacity(length.unwrap_or(0).min(FIRST_BODY_BYTES));
-    loop {
-        let chunk = std::future::poll_fn(|cx| {
-            use futures_core::Stream;
-            std::pin::Pin::new(&mut payload).poll_next(cx)
-        });
-        let allowed = limits.body + Duration::from_secs_f64(body.len() as f64 / LEAST_BODY_BYTES_PER_SECOND);
-        let chunk = timeout_at(start + allowed, chunk).await.map_err(|_| ApiError {
-            status: StatusCode::REQUEST_TIMEOUT,
-            code: Some("body_timeout"),
-            ..ApiError::bad_request(format!("only {} bytes of the body came in {allowed:?}", body.len()))
-        })?;
-        let Some(chunk) = chunk else { break };
-        let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body could not be read: {error}")))?;
-        if body.len() + chunk.len() > limit {
-            return Err(too_large());
-        }
-        body.extend_from_slice(&chunk);
-    }
-    let body = body.freeze();
-    let log = request.app_data::<web::Data<AppState>>().and_then(|state| state.access_log.as_ref());
-    if log.is_some_and(AccessLog::wants_bodies) {
-        request.extensions_mut().insert(LoggedBody(body.clone()));
-    }
-    Ok(body)
 }

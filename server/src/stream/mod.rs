@@ -48,11 +48,51 @@ pub trait Encoder: 'static {
     fn ping(&self) -> Option<Bytes>;
 }
 
+/// Frames of a stream that somebody else makes, whether they are read or not.
+pub trait Source: 'static {
+    /// The next one, when it is there; `None` at the end. Nothing is lost when the future is dropped.
+    fn next(&mut self) -> impl Future<Output = Option<Bytes>>;
+}
+
+/// Answers with the server-sent events of `source`, for as long as the client takes them.
+pub fn relay(response: HttpResponseBuilder, stall: Duration, mut source: impl Source) -> HttpResponse {
+    let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
+    let cut = Rc::new(Cell::new(false));
+    let frames = Frames { receiver, cut: Rc::clone(&cut) };
+    actix_web::rt::spawn(async move {
+        let outlet = Outlet { sender, stall };
+        if let Err(Unsent::Slow) = pass(&mut source, &outlet).await {
+            tracing::info!("a client took nothing for {stall:?} and is cut off");
+            cut.set(true);
+        }
+    });
+    streaming(response, sse::CONTENT_TYPE, frames)
+}
+
+async fn pass(source: &mut impl Source, outlet: &Outlet) -> Result<(), Unsent> {
+    let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    loop {
+        tokio::select! {
+            biased;
+            () = outlet.sender.closed() => return Err(Unsent::Gone),
+            frame = source.next() => match frame {
+                Some(frame) => outlet.send(frame).await?,
+                None => return Ok(()),
+            },
+            _ = ping.tick() => {
+                outlet.send(sse::comment()).await?;
+                continue;
+            }
+        }
+        ping.reset();
+    }
+}
+
 /// Answers with the events of `group`. When the client goes away, the body and with it the receiver is dropped;
 /// the task sees that at once, even between tokens, and drops the group, which cancels it. A client that takes
 /// nothing for `stall` is cut off: its response breaks off, so that it can't be taken for a whole one.
 pub fn respond(
-    mut response: HttpResponseBuilder,
+    response: HttpResponseBuilder,
     mut group: Answers,
     running: Running,
     stall: Duration,
@@ -74,6 +114,10 @@ pub fn respond(
         }
         drop(running);
     });
+    streaming(response, content_type, frames)
+}
+
+fn streaming(mut response: HttpResponseBuilder, content_type: &'static str, frames: Frames) -> HttpResponse {
     response
         .content_type(content_type)
         .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-cache")))

@@ -72,8 +72,8 @@ fn a_key_has_its_own_limits_and_they_are_exact_however_many_ask_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.toml");
     let (few, many) = (keys::generate().unwrap(), keys::generate().unwrap());
-    keys::add(&path, "few", &few, per_minute(6)).unwrap();
-    keys::add(&path, "many", &many, Rates::default()).unwrap();
+    keys::add(&path, "few", &few, per_minute(6), None).unwrap();
+    keys::add(&path, "many", &many, Rates::default(), None).unwrap();
     let server = TestServer::start_as(spelling("hi"), |state, _| {
         state.access.keys = KeyRing::new(&[], Some(path), Rates::default()).unwrap();
     });
@@ -99,6 +99,51 @@ fn a_key_has_its_own_limits_and_they_are_exact_however_many_ask_at_once() {
     assert_eq!(send(&server, &["GET /v1/models HTTP/1.1", HOST, &format!("x-api-key: {few}")], "").status, 200);
     let free = ask(&many);
     assert_eq!((free.status, free.header("x-ratelimit-limit-requests")), (200, None));
+}
+
+#[test]
+fn only_who_may_goes_before_others() {
+    let ask = |server: &TestServer, path: &str, key: &str, priority: i32| {
+        let mut body = json!({"priority": priority, "input": "hi", "background": true});
+        match path {
+            "/v1/chat/completions" => {
+                body = json!({"priority": priority, "messages": [{"role": "user", "content": "x"}]})
+            }
+            "/v1/embeddings" => drop(body.as_object_mut().unwrap().shift_remove("background")),
+            _ => {}
+        }
+        let reply = send(server, &[&format!("POST {path} HTTP/1.1"), HOST, key], &body.to_string());
+        let param = serde_json::from_str::<Value>(&reply.body).unwrap()["error"]["param"].as_str() == Some("priority");
+        assert_eq!(reply.status == 403, param, "{}", reply.body);
+        reply.status
+    };
+    let paths = ["/v1/chat/completions", "/v1/embeddings", "/v1/responses"];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    keys::add(&file, "first", "urgent", Rates::default(), Some(-5)).unwrap();
+    keys::add(&file, "batch", "slow", Rates::default(), Some(10)).unwrap();
+    keys::add(&file, "other", "plain", Rates::default(), None).unwrap();
+    let server = TestServer::start_as(spelling("hi"), |state, _| {
+        state.access.keys = KeyRing::new(&["given".into()], Some(file), Rates::default()).unwrap();
+    });
+    for path in paths {
+        for (key, least) in [("urgent", -5), ("slow", 10), ("plain", 0), ("given", 0)] {
+            let key = format!("x-api-key: {key}");
+            assert_eq!(
+                (ask(&server, path, &key, least), ask(&server, path, &key, least - 1)),
+                (200, 403),
+                "{path} {key}"
+            );
+            assert_eq!(ask(&server, path, &key, 1000), 200);
+        }
+    }
+    // Without keys it is for whoever started the server to say.
+    let open = TestServer::start(spelling("hi"));
+    let bounded = TestServer::start_as(spelling("hi"), |state, _| state.access.least_priority = Some(-1));
+    for path in paths {
+        assert_eq!(ask(&open, path, "x-a: b", -1000), 200);
+        assert_eq!((ask(&bounded, path, "x-a: b", -1), ask(&bounded, path, "x-a: b", -2)), (200, 403));
+    }
 }
 
 #[test]

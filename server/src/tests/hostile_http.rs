@@ -254,6 +254,35 @@ fn bodies_that_are_too_large_are_refused_at_once() {
 }
 
 #[test]
+fn bodies_that_stop_before_their_end_have_a_bounded_share_of_the_memory() {
+    let server = TestServer::start_within(spelling("x"), Limits { all_bodies_bytes: 25_000, ..test_limits() });
+    let body = [b"{\"content\": \"", " ".repeat(9_000).as_bytes(), b"\"}"].concat();
+    let ask = || exchange(server.address, &with_body("/tokenize", &body));
+    assert_eq!(statuses(&ask()), [200]);
+    // Two that send nearly all of theirs.
+    let mut slow: Vec<TcpStream> = (0..2).map(|_| connect(server.address)).collect();
+    for stream in &mut slow {
+        let whole = with_body("/tokenize", &body);
+        stream.write_all(&whole[..whole.len() - 10]).unwrap();
+    }
+    let mut refused = String::new();
+    let start = Instant::now();
+    while statuses(&refused) != [503] {
+        assert!(start.elapsed() < Duration::from_secs(20), "{refused}");
+        refused = ask();
+    }
+    assert!(refused.contains("too_many_bodies") && refused.contains("retry-after: 1"), "{refused}");
+    // They finish, and there is room again.
+    for stream in &mut slow {
+        stream.write_all(&body[body.len() - 10..]).unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+    }
+    assert_eq!(statuses(&ask()), [200]);
+}
+
+#[test]
 fn json_that_is_no_request_is_a_400() {
     let server = TestServer::start_within(spelling("x"), Limits { max_body_bytes: 1 << 20, ..test_limits() });
     let deep = [b"[".repeat(100_000), br#"{"messages":"#.repeat(50_000), br#"{"a":["#.repeat(50_000)];

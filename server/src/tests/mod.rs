@@ -4,7 +4,9 @@
 //! executor and serves it on a free port.
 
 mod access;
+mod answers;
 mod anthropic;
+mod background;
 mod client;
 mod compatibility;
 mod connections;
@@ -23,7 +25,9 @@ mod page;
 mod requests;
 mod rerank;
 mod responses;
+mod schema;
 mod streams;
+mod traces;
 mod websocket;
 mod websocket_client;
 mod websocket_hostile;

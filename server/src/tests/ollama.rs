@@ -76,7 +76,7 @@ fn models_are_listed_shown_loaded_and_unloaded() {
     );
     assert!(model["expires_at"].as_str().unwrap().starts_with("21"), "the one of the start stays: {model}");
     let shown = post(server.address, "/api/show", &json!({"model": MODEL})).json();
-    assert_eq!((&shown["capabilities"], &shown["details"]), (&json!(["completion"]), &tag["details"]));
+    assert_eq!((&shown["capabilities"], &shown["details"]), (&json!(["completion", "embedding"]), &tag["details"]));
     assert_eq!(
         (&shown["model_info"]["general.architecture"], &shown["model_info"]["llama.context_length"]),
         (&json!("llama"), &json!(2048))

@@ -209,6 +209,7 @@ fn what_a_model_can_do_follows_from_its_file() {
         let (model, summaries) = (Discovered::at(&path).unwrap(), Summaries::default());
         let told = summaries.capabilities(&model);
         assert_eq!(summaries.capabilities(&model), told, "what is remembered is the same");
+        assert_eq!(summaries.ollama_capabilities(&model).len(), if told.is_empty() { 0 } else { 2 });
         told
     };
     let mute = of_changed("mute", "tokenizer_config.json", "\"chat_template\"", "\"no_template\"");

@@ -243,6 +243,13 @@ fn kept_responses_are_shown_listed_and_deleted() {
         list["data"].as_array().unwrap().iter().map(|item| item["content"][0]["text"].as_str().unwrap()).collect();
     assert_eq!((texts, &list["has_more"]), (vec!["a", "b"], &json!(true)));
     assert_eq!(get(server.address, &format!("{path}/input_items?limit=0")).status, 400);
+    for (asked, names) in [
+        ("/input_items?limit=1&order=asc&b=1&a=%0d%0ax", Some("a, b")),
+        ("?zz=1&stream=false", Some("zz")),
+        ("/input_items?limit=1", None),
+    ] {
+        assert_eq!(get(server.address, &(path.clone() + asked)).header("x-shimmy-ignored"), names, "{asked}");
+    }
     assert_eq!(get(server.address, &format!("{path}?stream=true")).status, 400);
     let cancel = post(server.address, &format!("{path}/cancel"), &json!({}));
     assert_eq!(cancel.status, 400);
@@ -286,7 +293,7 @@ fn a_response_is_its_keys_whatever_its_secret_and_header_are() {
     let no_limits = Rates::default();
     // A key of the file that is called like the first one of the command line is another.
     for (name, key) in [("ann", "first"), ("bob", "other"), ("key-1", "namesake")] {
-        keys::add(&file, name, key, no_limits).unwrap();
+        keys::add(&file, name, key, no_limits, None).unwrap();
     }
     let server = TestServer::start_as(spelling("ok"), |state, _| {
         state.access.keys = KeyRing::new(&["given".into()], Some(file.clone()), no_limits).unwrap();
@@ -305,7 +312,7 @@ fn a_response_is_its_keys_whatever_its_secret_and_header_are() {
     // A second header doesn't make another owner.
     assert_eq!(status(&anns, "authorization: Bearer first\r\nx-api-key: other"), 200);
     keys::remove(&file, "ann").unwrap();
-    keys::add(&file, "ann", "second", no_limits).unwrap();
+    keys::add(&file, "ann", "second", no_limits, None).unwrap();
     // A file system may count whole seconds only.
     let later = SystemTime::now() + Duration::from_secs(5);
     fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
@@ -326,7 +333,6 @@ fn mistakes_are_named() {
     let server = TestServer::start(TestExecutor::hashing(TestExecutor::LIMITS, VOCAB));
     for (extra, param) in [
         (json!({"tools": [{"type": "function", "name": "f"}]}), "tools"),
-        (json!({"background": true}), "background"),
         (json!({"reasoning": {"effort": "low"}}), "reasoning"),
         (json!({"text": {"format": {"type": "json_schema"}}}), "text.format"),
         (json!({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}), "input[0].content[0].type"),

@@ -16,7 +16,7 @@ def models():
     found = next(model for model in client.list().models if model.model.startswith("smollm2"))
     assert found.details.family == "llama" and found.details.parameter_size.endswith("M"), found
     card = client.show(found.model)
-    assert card.capabilities == ["completion"] and card.modelinfo["general.architecture"] == "llama", card
+    assert card.capabilities == ["completion", "embedding"] and card.modelinfo["general.architecture"] == "llama", card
     return found.model
 
 

@@ -5,6 +5,7 @@ import base64
 import math
 import struct
 import sys
+import time
 
 import openai
 
@@ -207,7 +208,7 @@ def responses(model):
         else:
             raise AssertionError("a response came back")
     for name, wrong in (
-        ("background", {"background": True}),
+        ("background", {"background": True, "store": False}),
         ("tools", {"tools": [{"type": "web_search"}]}),
         ("previous_response_id", {"previous_response_id": whole.id}),
     ):
@@ -217,6 +218,53 @@ def responses(model):
             assert error.param == name, error
         else:
             raise AssertionError(f"{name} was ignored in silence")
+
+
+def background(model):
+    """A response that runs on without its client."""
+    question = QUESTION[0]["content"]
+    begun = client.responses.create(
+        model=model, input=question, temperature=0, max_output_tokens=32, background=True
+    )
+    assert begun.status == "queued" and begun.background, begun
+    while begun.status in ("queued", "in_progress"):
+        time.sleep(0.05)
+        begun = client.responses.retrieve(begun.id)
+    assert begun.status in ("completed", "incomplete") and "Paris" in begun.output_text, begun
+    assert client.responses.cancel(begun.id).status == begun.status
+
+    # Its reader goes away after some events and comes back for the others.
+    kinds, text, last = [], "", None
+    stream = client.responses.create(
+        model=model, input=question, temperature=0, max_output_tokens=32, background=True, stream=True
+    )
+    for event in stream:
+        kinds.append(event.type)
+        last = event.sequence_number
+        if event.type == "response.created":
+            name = event.response.id
+        if event.type == "response.output_text.delta":
+            text += event.delta
+            break
+    stream.close()
+    assert kinds[:3] == ["response.created", "response.queued", "response.in_progress"], kinds
+    for event in client.responses.retrieve(name, stream=True, starting_after=last):
+        last += 1
+        assert event.sequence_number == last, event
+        text += event.delta if event.type == "response.output_text.delta" else ""
+    assert event.type in ("response.completed", "response.incomplete"), event
+    assert text == event.response.output_text == begun.output_text, (text, begun.output_text)
+
+    endless = client.responses.create(model=model, input=question, background=True, extra_body={"ignore_eos": True})
+    for _ in range(2):
+        assert client.responses.cancel(endless.id).status == "cancelled"
+    plain = client.responses.create(model=model, input=question, max_output_tokens=2)
+    try:
+        client.responses.cancel(plain.id)
+    except openai.BadRequestError as error:
+        assert error.code == "not_in_background", error
+    else:
+        raise AssertionError("a response that had ended was cancelled")
 
 
 def leave_early(model):
@@ -236,6 +284,7 @@ stop(name)
 refusals(name)
 embeddings(name)
 responses(name)
+background(name)
 asyncio.run(embeddings_at_once(name))
 leave_early(name)
 assert stream_chat(name) == text

@@ -30,6 +30,10 @@ pub(super) struct AccessArgs {
     /// Most tokens of prompts and answers a minute, counted the same way.
     #[arg(long, value_name = "N", env = "SHIMMY_TOKENS_PER_MINUTE")]
     tokens_per_minute: Option<NonZeroU32>,
+    /// Least `priority` that a request may have; lower goes first. Keys may have a bound of their own [default: 0; any on a
+    /// server without keys that only this machine can reach].
+    #[arg(long, value_name = "N", env = "SHIMMY_LEAST_PRIORITY", allow_negative_numbers = true)]
+    least_priority: Option<i32>,
     /// Answer to this name too, such as box.lan or *.example.com. A server that only this machine can reach answers to this
     /// machine's names, others to all names if none is given; `*` is all.
     #[arg(long, value_name = "NAME", env = "SHIMMY_ALLOW_HOST", value_delimiter = ',')]
@@ -69,6 +73,7 @@ impl AccessArgs {
             hosts: Hosts::new(is_local, &self.allow_host),
             origins: Origins::new(&self.allow_origin),
             addresses: Addresses::new(rates),
+            least_priority: self.least_priority.or((!is_local).then_some(0)),
         })
     }
 

@@ -3,6 +3,7 @@
 mod access;
 mod address;
 mod signals;
+mod traces;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 use self::access::AccessArgs;
 use self::address::Address;
 use self::signals::Signals;
+use self::traces::TraceArgs;
 use super::args::{ExecArgs, KeepArgs, RootArgs, SpeculateArgs, find};
 use super::failure::usage;
 use super::output;
@@ -75,6 +77,8 @@ pub(super) struct Args {
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     speculate: SpeculateArgs,
     #[command(flatten)]
     exec: ExecArgs,
@@ -107,6 +111,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let mut state = AppState::new(models(&args, pinned.clone())?, limits);
     state.access = access;
     state.access_log = args.access.log()?;
+    state.tracer = args.traces.exporter()?;
     let state = web::Data::new(state);
     for url in listeners.urls() {
         output::write(&format!("listening on {url}\n"))?;
@@ -140,7 +145,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             tracing::warn!(model = model.name, "it didn't end in time");
         }
     }
-    // With it the access log, whose last lines are written then.
+    // With it the access log, whose last lines are written then, and the traces, whose last spans are sent.
     drop(state_at_end);
     let failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     match failed {

@@ -55,7 +55,7 @@ async fn capabilities(state: web::Data<AppState>) -> HttpResponse {
 }
 
 /// A resource's pattern without its regular expressions: `/v1/models/{id:.+}` is `/v1/models/{id}`.
-fn readable(pattern: &str) -> String {
+pub(crate) fn readable(pattern: &str) -> String {
     let mut path = String::with_capacity(pattern.len());
     let mut is_expression = false;
     for c in pattern.chars() {

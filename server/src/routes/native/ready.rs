@@ -4,6 +4,7 @@ use actix_web::http::Method;
 use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::app::{AppState, Phase};
 use crate::routes::resource;
@@ -11,8 +12,10 @@ use crate::routes::resource;
 /// Seconds after which it is worth asking again.
 const RETRY_SECONDS: u64 = 1;
 
-#[derive(Serialize)]
-struct Ready {
+/// Whether a request would be answered now.
+#[derive(Serialize, ToSchema)]
+pub(in crate::routes) struct Ready {
+    /// `ready`, `loading` or `shutting down`.
     status: &'static str,
     /// Models that are on their way into memory. While the server is ready these are for requests that named them.
     loading: Vec<String>,

@@ -45,6 +45,12 @@ impl Summaries {
             .collect()
     }
 
+    /// The same in Ollama's words. Its other ones (`tools`, `insert`, `vision`, `thinking`) are for what no model is asked for
+    /// here: such requests are refused, whatever the model's template knows.
+    pub fn ollama_capabilities(&self, model: &Discovered) -> Vec<&'static str> {
+        if self.known_of(model).runs { vec!["completion", "embedding"] } else { Vec::new() }
+    }
+
     fn known_of(&self, model: &Discovered) -> Known {
         let all = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all().get(&model.path)

@@ -135,7 +135,7 @@ fn card(state: &AppState, name: &str, verbose: bool) -> Result<Value, ApiError> 
         "template": template,
         "details": details(summary.as_ref()),
         "model_info": info,
-        "capabilities": ["completion"],
+        "capabilities": state.summaries.ollama_capabilities(&model),
         "modified_at": model.modified.map(date),
     }))
 }

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::app::AppState;
 use crate::error::ApiError;
@@ -111,22 +112,31 @@ pub fn config(cfg: &mut web::ServiceConfig) {
     cfg.service(resource("/v1/embeddings", Method::POST, web::route().to(embeddings)));
 }
 
-#[derive(Serialize)]
-struct List<'a> {
+/// Vectors of texts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingList)]
+pub(in crate::routes) struct List<'a> {
+    /// `list`.
     object: &'static str,
     data: Vec<Entry>,
     model: &'a str,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+/// The vector of a text.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingEntry)]
 struct Entry {
+    /// `embedding`.
     object: &'static str,
+    /// Which text.
     index: usize,
     embedding: Vector,
 }
 
-#[derive(Serialize)]
+/// Numbers, or base64 of little-endian 32-bit floats.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingVector)]
 #[serde(untagged)]
 enum Vector {
     Numbers(Vec<f32>),
@@ -134,7 +144,8 @@ enum Vector {
 }
 
 /// Counts: a text that becomes a vector has nothing but a prompt.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
 pub struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,

@@ -5,6 +5,7 @@ use actix_web::http::Method;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::embeddings::{MAX_INPUTS, Usage};
 use crate::app::AppState;
@@ -88,23 +89,31 @@ pub fn config(cfg: &mut web::ServiceConfig) {
     }
 }
 
-#[derive(Serialize)]
-struct Ranking<'a> {
+/// Texts in the order of their nearness to a query.
+#[derive(Serialize, ToSchema)]
+pub(in crate::routes) struct Ranking<'a> {
     id: String,
     model: &'a str,
     results: Vec<Ranked<'a>>,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+/// A text and how near it is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RankedDocument)]
 struct Ranked<'a> {
+    /// In the request.
     index: usize,
+    /// Of -1 to 1.
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     document: Option<Document<'a>>,
 }
 
-#[derive(Serialize)]
+/// With `return_documents`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DocumentText)]
 struct Document<'a> {
     text: &'a str,
 }

@@ -6,11 +6,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use shimmy_runtime::engine::{self, FinishReason};
 use shimmy_runtime::text::Tokenizer;
+use utoipa::ToSchema;
 
 use crate::routes::request::report::{Done, Timings, TokenReport, unix_seconds};
 
 /// Token counts.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -18,7 +19,8 @@ pub struct Usage {
     prompt_tokens_details: PromptTokensDetails,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+/// Of the prompt's tokens.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 struct PromptTokensDetails {
     cached_tokens: usize,
 }

@@ -10,7 +10,9 @@ use actix_web::http::Method;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
 use actix_web::web::Bytes;
 use actix_web::{HttpResponse, web};
-use utoipa::openapi::content::ContentBuilder;
+use serde_json::json;
+use utoipa::openapi::content::{Content, ContentBuilder};
+use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn, PathItemBuilder};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::response::{ResponseBuilder, ResponsesBuilder};
@@ -20,7 +22,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use self::table::{Body, Endpoint};
+use self::table::{Described, Endpoint, Good, Parameter, Place};
 use crate::error::Protocol;
 use crate::routes::resource;
 
@@ -57,7 +59,8 @@ fn document() -> OpenApi {
     let (mut paths, mut schemas) = (PathsBuilder::new(), Vec::new());
     let mut items: Vec<(&str, PathItemBuilder)> = Vec::new();
     for endpoint in table::endpoints() {
-        for described in endpoint.request.iter().chain(&endpoint.answer) {
+        let Endpoint { request, answer, events, lines, .. } = &endpoint;
+        for described in [request, answer, events, lines].into_iter().flatten() {
             schemas.push(((described.name)().into_owned(), (described.schema)()));
             (described.others)(&mut schemas);
         }
@@ -88,8 +91,9 @@ fn document() -> OpenApi {
         .security_scheme("x-api-key", header)
         .build();
     let description = "Fields that would change an answer and aren't supported are errors that name them; other unknown \
-                       fields are listed in the response's `x-shimmy-ignored`. Keys are asked for only if the server was \
-                       started with some.";
+                       fields are listed in the response's `x-shimmy-ignored`. `x-event-schema` is what the data \
+                       of each event of a stream looks like, `x-line-schema` each line. Keys are asked for only if the \
+                       server was started with some.";
     let info = InfoBuilder::new().title("Shimmy").version(env!("CARGO_PKG_VERSION")).description(Some(description));
     let no_scopes: [&str; 0] = [];
     let security = [
@@ -125,6 +129,15 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
         operation = operation.parameter(parameter.schema(Some(String::schema())).build());
     }
+    for &Parameter { place, name, description, schema } in endpoint.parameters {
+        let place = match place {
+            Place::Query => ParameterIn::Query,
+            Place::Header => ParameterIn::Header,
+        };
+        let parameter = ParameterBuilder::new().name(name).parameter_in(place).required(Required::False);
+        let parameter = parameter.description(Some(description)).schema(Some(schema()));
+        operation = operation.parameter(parameter.build());
+    }
     if let Some(request) = &endpoint.request {
         let schema = Ref::from_schema_name((request.name)());
         let content = ContentBuilder::new().schema(Some(schema)).build();
@@ -135,22 +148,44 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
     operation.responses(responses(endpoint).build())
 }
 
-fn responses(endpoint: &Endpoint) -> ResponsesBuilder {
-    let (status, types): (Option<&str>, &[&str]) = match endpoint.body {
-        Body::Json => (Some("200"), &["application/json"]),
-        Body::JsonOrEvents => (Some("200"), &["application/json", "text/event-stream"]),
-        Body::JsonOrLines => (Some("200"), &["application/json", "application/x-ndjson"]),
-        Body::Text => (Some("200"), &["text/plain", "text/html"]),
-        Body::Html => (Some("200"), &["text/html"]),
-        Body::Upgrade => (Some("101"), &[]),
-        Body::Nothing => (Some("200"), &[]),
-        Body::Refusal => (None, &[]),
-    };
+/// A body that is one of these.
+fn content(described: &Described) -> Content {
+    ContentBuilder::new().schema(Some(Ref::from_schema_name((described.name)()))).build()
+}
+
+/// A body of pieces, each of them one of these. OpenAPI 3.1 has no word for it, and what would fit its `schema` is the text of
+/// the whole body.
+fn pieces(described: &Described, what: &str) -> Content {
+    let piece = json!({"$ref": format!("#/components/schemas/{}", (described.name)())});
+    let extensions = ExtensionsBuilder::new().add(format!("x-{what}-schema"), piece);
+    ContentBuilder::new().extensions(Some(extensions.build())).build()
+}
+
+fn good(endpoint: &Endpoint) -> ResponseBuilder {
     let mut good = ResponseBuilder::new().description("As asked");
-    for media in types {
-        let schema = endpoint.answer.as_ref().map(|answer| Ref::from_schema_name((answer.name)()));
-        good = good.content(*media, ContentBuilder::new().schema(schema).build());
+    if let Good::Texts(types) = endpoint.good {
+        for &media in types {
+            good = good.content(media, ContentBuilder::new().schema(Some(String::schema())).build());
+        }
     }
+    if let Some(answer) = &endpoint.answer {
+        good = good.content("application/json", content(answer));
+    }
+    if let Some(events) = &endpoint.events {
+        good = good.content("text/event-stream", pieces(events, "event"));
+    }
+    if let Some(lines) = &endpoint.lines {
+        good = good.content("application/x-ndjson", pieces(lines, "line"));
+    }
+    good
+}
+
+fn responses(endpoint: &Endpoint) -> ResponsesBuilder {
+    let status = match endpoint.good {
+        Good::Described | Good::Texts(_) | Good::Nothing => Some("200"),
+        Good::Upgrade => Some("101"),
+        Good::Refusal => None,
+    };
     let error = match endpoint.protocol.unwrap_or_else(|| Protocol::of(endpoint.path)) {
         Protocol::OpenAi => schemas::OpenAiError::name(),
         Protocol::Anthropic => schemas::AnthropicError::name(),
@@ -158,14 +193,13 @@ fn responses(endpoint: &Endpoint) -> ResponsesBuilder {
     };
     let mut responses = ResponsesBuilder::new();
     if let Some(status) = status {
-        responses = responses.response(status, good.build());
+        responses = responses.response(status, good(endpoint).build());
     }
     for status in COMMON.iter().chain(endpoint.statuses) {
         // A health check that fails says so in its own words.
-        let is_health = *status == 503 && endpoint.request.is_none();
-        let content = match is_health {
-            true => ContentBuilder::new().build(),
-            false => ContentBuilder::new().schema(Some(Ref::from_schema_name(error.clone()))).build(),
+        let content = match &endpoint.answer {
+            Some(answer) if *status == 503 && endpoint.request.is_none() => content(answer),
+            _ => ContentBuilder::new().schema(Some(Ref::from_schema_name(error.clone()))).build(),
         };
         let response = ResponseBuilder::new().description(meaning(*status)).content("application/json", content);
         responses = responses.response(status.to_string(), response.build());

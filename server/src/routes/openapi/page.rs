@@ -55,18 +55,43 @@ fn endpoint(page: &mut String, document: &Value, path: &str, method: &str, opera
             "<details><summary><span class=\"method\">{method}</span> <code>{path}</code> {summary}</summary>"
         ),
     );
-    let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-    if schema.is_object() {
-        page.push_str("<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>");
-        fields(page, document, resolve(document, schema), "");
+    let parameters = operation["parameters"].as_array().map_or(&[][..], Vec::as_slice);
+    if !parameters.is_empty() {
+        page.push_str("<table><tr><th>Parameter</th><th>Type</th><th>Meaning</th></tr>");
+        for parameter in parameters {
+            let name = escape(text(&parameter["name"]));
+            let place = escape(text(&parameter["in"]));
+            let (kind, meaning) =
+                (escape(&kind(document, &parameter["schema"])), marked(text(&parameter["description"])));
+            push(
+                page,
+                format_args!("<tr><td><code>{name}</code> ({place})</td><td>{kind}</td><td>{meaning}</td></tr>"),
+            );
+        }
         page.push_str("</table>");
     }
+    table(page, document, "Field", &operation["requestBody"]["content"]["application/json"]["schema"]);
+    table(page, document, "Answer", &operation["responses"]["200"]["content"]["application/json"]["schema"]);
     page.push_str("<table><tr><th>Status</th><th>Meaning</th></tr>");
     for (status, response) in operation["responses"].as_object().into_iter().flatten() {
         let meaning = marked(text(&response["description"]));
         push(page, format_args!("<tr><td>{}</td><td>{meaning}</td></tr>", escape(status)));
     }
     page.push_str("</table></details>");
+}
+
+/// The fields of a body; of each shape that it may have.
+fn table(page: &mut String, document: &Value, title: &str, schema: &Value) {
+    if !schema.is_object() {
+        return;
+    }
+    let schema = resolve(document, schema);
+    push(page, format_args!("<table><tr><th>{title}</th><th>Type</th><th>Meaning</th></tr>"));
+    match schema["oneOf"].as_array() {
+        Some(shapes) => shapes.iter().for_each(|shape| fields(page, document, resolve(document, shape), "")),
+        None => fields(page, document, schema, ""),
+    }
+    page.push_str("</table>");
 }
 
 /// A row for each field; those of parts (`allOf`) too, and those of objects in it under both names.
@@ -83,15 +108,16 @@ fn fields(page: &mut String, document: &Value, schema: &Value, within: &str) {
         let meaning = marked(meaning.unwrap_or_default());
         push(page, format_args!("<tr><td><code>{name}</code>{mark}</td><td>{kind}</td><td>{meaning}</td></tr>"));
         let inner = object_in(document, field);
-        // One level is all that requests have.
+        // One level is all that requests have; of answers the rest is in the document.
         if within.is_empty() && inner["properties"].is_object() {
             fields(page, document, inner, &format!("{path}."));
         }
     }
 }
 
-/// The object that a field is, or may be if it is there.
+/// The object that a field is, or may be if it is there, or holds several of.
 fn object_in<'a>(document: &'a Value, field: &'a Value) -> &'a Value {
+    let field = if field["type"] == "array" { &field["items"] } else { field };
     let alternatives = field["oneOf"].as_array().into_iter().flatten();
     let found = alternatives.map(|one| resolve(document, one)).find(|one| one["properties"].is_object());
     found.unwrap_or_else(|| resolve(document, field))

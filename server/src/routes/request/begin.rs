@@ -40,9 +40,25 @@ pub async fn begin(
     build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
 ) -> Result<Begun, ApiError> {
     let running = enter(&state, &client)?;
+    begin_entered(state, client, running, name, num_answers, build).await
+}
+
+/// The same for a request that has [`enter`]ed.
+///
+/// # Errors
+/// Those of [`begin`] but 503 and the client's limits.
+pub async fn begin_entered(
+    state: web::Data<AppState>,
+    client: Client,
+    running: Running,
+    name: Option<String>,
+    num_answers: NonZeroUsize,
+    build: impl FnOnce(&LoadedModel) -> Result<GenerateRequest, ApiError> + Send + 'static,
+) -> Result<Begun, ApiError> {
     let started = web::block(move || {
         let model = model_for(&state, name.as_deref())?;
         let mut request = build(&model)?;
+        client.check_priority(request.class.priority)?;
         request.class.client = client.number();
         let prompt_tokens = request.prompt.len();
         let group = Answers::new(model.engine.submit_group(request, num_answers)?, client.clone());
@@ -84,15 +100,29 @@ pub fn check_loaded(state: &AppState) -> Result<(), ApiError> {
 /// # Errors
 /// 400 without a name and a model of the start, 404 for an unknown one, and what keeps it from being loaded.
 pub fn model_for(state: &AppState, name: Option<&str>) -> Result<Arc<LoadedModel>, ApiError> {
-    let name = match (name, state.models.default_model()) {
-        (Some(name), _) => name,
-        (None, Some(model)) => model.name.as_str(),
+    state.models.get(name_for(state, name)?).map_err(|error| ApiError::from(&*error))
+}
+
+/// The full name of the model that [`model_for`] would give, and whether it is in memory. It may look at the disk, which
+/// blocks.
+///
+/// # Errors
+/// 400 and 404 of [`model_for`].
+pub fn look_up(state: &AppState, name: Option<&str>) -> Result<(String, bool), ApiError> {
+    let model = state.models.find(name_for(state, name)?)?;
+    let is_loaded = state.models.ready(&model.name).is_some();
+    Ok((model.name, is_loaded))
+}
+
+fn name_for<'a>(state: &'a AppState, name: Option<&'a str>) -> Result<&'a str, ApiError> {
+    match (name, state.models.default_model()) {
+        (Some(name), _) => Ok(name),
+        (None, Some(model)) => Ok(model.name.as_str()),
         (None, None) => {
             let message = "`model` is missing; GET /v1/models lists what there is";
-            return Err(ApiError::param("model", message));
+            Err(ApiError::param("model", message))
         }
-    };
-    state.models.get(name).map_err(|error| ApiError::from(&*error))
+    }
 }
 
 /// Names the request's fields that had no effect.

@@ -175,6 +175,7 @@ pub async fn embed(
     name: impl Fn(usize) -> String + Send + 'static,
 ) -> Result<Vectors, ApiError> {
     let start = Instant::now();
+    client.check_priority(options.priority)?;
     let _running = enter(&state, &client)?;
     let started = web::block(move || {
         let model = model_for(&state, model.as_deref())?;

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use shimmy_runtime::engine::{self, FinishReason, PrefixMiss};
+use utoipa::ToSchema;
 
 /// What a generation ended with.
 #[derive(Debug, Clone, Copy)]
@@ -19,22 +20,27 @@ pub struct Done {
 }
 
 /// Wall-clock times in milliseconds, and rates where there is something to divide.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct Timings {
     queue_ms: f64,
     /// Prompt tokens from the cache, and why they aren't more.
     cache_n: usize,
+    #[schema(required = true)]
     cache_miss: Option<&'static str>,
     prompt_n: usize,
     prompt_ms: f64,
+    #[schema(required = true)]
     prompt_per_second: Option<f64>,
     predicted_n: usize,
     predicted_ms: f64,
+    #[schema(required = true)]
     predicted_per_second: Option<f64>,
     /// Guesses computed, and those of them that stood: where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     draft_n: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     draft_n_accepted: Option<usize>,
 }
 

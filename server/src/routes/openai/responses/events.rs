@@ -15,23 +15,103 @@ use crate::stream::{Encoder, sse};
 /// What is done with a response that has ended: its object and its text.
 pub type Keep = Box<dyn FnOnce(&Value, &str)>;
 
-/// One response as events.
+/// Whether log-probabilities are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logprobs {
+    /// Of each token.
+    Report,
+    /// None.
+    Leave,
+}
+
+/// One response as events, and what they came to so far.
 pub struct Events {
     head: Head,
-    /// Whose tokens to spell, if log-probabilities were asked for.
+    logprobs: Logprobs,
+    /// Whose tokens to spell.
     model: Option<Arc<LoadedModel>>,
-    keep: Option<Keep>,
     next_number: u64,
-    text: String,
-    logprobs: Vec<Value>,
+    /// So far.
+    pub text: String,
+    reports: Vec<Value>,
     /// The message has begun.
     is_open: bool,
 }
 
 impl Events {
     /// Of a response whose request is accepted.
-    pub fn new(head: Head, model: Option<Arc<LoadedModel>>, keep: Option<Keep>) -> Self {
-        Self { head, model, keep, next_number: 0, text: String::new(), logprobs: Vec::new(), is_open: false }
+    pub fn new(head: Head, logprobs: Logprobs) -> Self {
+        let (text, reports) = (String::new(), Vec::new());
+        Self { head, logprobs, model: None, next_number: 0, text, reports, is_open: false }
+    }
+
+    /// Of the response.
+    pub fn id(&self) -> &str {
+        &self.head.id
+    }
+
+    /// The response waits: `created`, `queued`.
+    pub fn queued(&mut self) -> Vec<Bytes> {
+        let response = self.head.response(Moment::Queued);
+        self.about(["response.created", "response.queued"], &response)
+    }
+
+    /// Its model is there and has it: `in_progress`, and the response as it is then.
+    pub fn begun(&mut self, model: &Arc<LoadedModel>) -> (Value, Vec<Bytes>) {
+        self.model = Some(Arc::clone(model));
+        self.head.temperature.get_or_insert(model.defaults.temperature);
+        self.head.top_p.get_or_insert(model.defaults.top_p);
+        let response = self.head.response(Moment::InProgress);
+        let events = self.about(["response.in_progress"], &response);
+        (response, events)
+    }
+
+    /// New text.
+    pub fn more(&mut self, text: &str, reports: &[TokenReport]) -> Vec<Bytes> {
+        let mut events = self.begin_message();
+        self.text.push_str(text);
+        let logprobs = match (&self.model, self.logprobs) {
+            (Some(model), Logprobs::Report) => chat_logprobs(&model.tokenizer, reports)["content"].take(),
+            _ => json!([]),
+        };
+        self.reports.extend(logprobs.as_array().into_iter().flatten().cloned());
+        events.push(self.text_event("response.output_text.delta", json!({"delta": text, "logprobs": logprobs})));
+        events
+    }
+
+    /// It has ended by itself: the response, and its last events.
+    pub fn ended(&mut self, done: &Done) -> (Value, Vec<Bytes>) {
+        let mut events = self.begin_message();
+        let part = part(&self.text, &self.reports);
+        let item = self.head.message(status(done.reason), vec![part.clone()]);
+        let response = self.head.response(Moment::Ended(done, &self.text, &self.reports));
+        let end = format!("response.{}", status(done.reason));
+        let said = json!({"text": self.text, "logprobs": self.reports});
+        events.extend([
+            self.text_event("response.output_text.done", said),
+            self.text_event("response.content_part.done", json!({"part": part})),
+            self.event("response.output_item.done", json!({"output_index": 0, "item": item})),
+            self.event(&end, json!({"response": response})),
+        ]);
+        (response, events)
+    }
+
+    /// It broke off.
+    pub fn failed(&mut self, error: &ApiError) -> (Value, Vec<Bytes>) {
+        let response = self.head.response(Moment::Failed(error));
+        let events = self.about(["response.failed"], &response);
+        (response, events)
+    }
+
+    /// Somebody has ended it. The protocol has no event of its own for that: it is incomplete, and its status says why.
+    pub fn cancelled(&mut self) -> (Value, Vec<Bytes>) {
+        let response = self.head.response(Moment::Cancelled(&self.text, &self.reports));
+        let events = self.about(["response.incomplete"], &response);
+        (response, events)
+    }
+
+    fn about<const N: usize>(&mut self, names: [&str; N], response: &Value) -> Vec<Bytes> {
+        names.into_iter().map(|name| self.event(name, json!({"response": response}))).collect()
     }
 
     fn event(&mut self, name: &str, fields: Value) -> Bytes {
@@ -64,48 +144,47 @@ impl Events {
     }
 }
 
-impl Encoder for Events {
+/// A response that is computed for who reads its events.
+pub struct Streamed {
+    events: Events,
+    model: Arc<LoadedModel>,
+    keep: Option<Keep>,
+}
+
+impl Streamed {
+    /// By this model.
+    pub fn new(events: Events, model: Arc<LoadedModel>, keep: Option<Keep>) -> Self {
+        Self { events, model, keep }
+    }
+}
+
+fn joined(events: &[Bytes]) -> Bytes {
+    events.concat().into()
+}
+
+impl Encoder for Streamed {
     fn content_type(&self) -> &'static str {
         sse::CONTENT_TYPE
     }
 
     fn open(&mut self, _: usize) -> Option<Bytes> {
-        let response = self.head.response(Moment::InProgress);
-        let events = ["response.created", "response.in_progress"]
-            .map(|name| self.event(name, json!({"response": response.clone()})));
-        Some(events.concat().into())
+        let response = self.events.head.response(Moment::InProgress);
+        let created = self.events.about(["response.created"], &response);
+        let (_, begun) = self.events.begun(&self.model);
+        Some(joined(&[created, begun].concat()))
     }
 
     fn text(&mut self, _: usize, text: &str, reports: &[TokenReport]) -> Option<Bytes> {
-        let mut events = self.begin_message();
-        self.text.push_str(text);
-        let logprobs = match &self.model {
-            Some(model) => chat_logprobs(&model.tokenizer, reports)["content"].take(),
-            None => json!([]),
-        };
-        self.logprobs.extend(logprobs.as_array().into_iter().flatten().cloned());
-        events.push(self.text_event("response.output_text.delta", json!({"delta": text, "logprobs": logprobs})));
-        Some(events.concat().into())
+        Some(joined(&self.events.more(text, reports)))
     }
 
     fn done(&mut self, _: usize, done: &Done) -> Option<Bytes> {
-        let mut events = self.begin_message();
-        let (text, logprobs) = (std::mem::take(&mut self.text), std::mem::take(&mut self.logprobs));
-        let part = part(&text, &logprobs);
-        let item = self.head.message(status(done.reason), vec![part.clone()]);
-        let response = self.head.response(Moment::Ended(done, &text, &logprobs));
+        let (response, events) = self.events.ended(done);
         // Whoever reads the last event may ask for the response at once.
         if let Some(keep) = self.keep.take() {
-            keep(&response, &text);
+            keep(&response, &self.events.text);
         }
-        let end = format!("response.{}", status(done.reason));
-        events.extend([
-            self.text_event("response.output_text.done", json!({"text": text, "logprobs": logprobs})),
-            self.text_event("response.content_part.done", json!({"part": part})),
-            self.event("response.output_item.done", json!({"output_index": 0, "item": item})),
-            self.event(&end, json!({"response": response})),
-        ]);
-        Some(events.concat().into())
+        Some(joined(&events))
     }
 
     fn close(&mut self) -> Option<Bytes> {
@@ -113,8 +192,7 @@ impl Encoder for Events {
     }
 
     fn failed(&mut self, error: ApiError) -> Bytes {
-        let response = self.head.response(Moment::Failed(&error));
-        self.event("response.failed", json!({"response": response}))
+        joined(&self.events.failed(&error).1)
     }
 
     fn ping(&self) -> Option<Bytes> {

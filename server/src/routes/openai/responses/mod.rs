@@ -3,12 +3,14 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`create`] | `POST /v1/responses` |
-//! | [`kept`] | `/v1/responses/{id}`: show, delete, list its input |
+//! | [`background`] | responses that run on without their client |
+//! | [`kept`] | `/v1/responses/{id}`: show, delete, list its input, cancel |
 //! | [`request`], [`items`] | a request's body and its conversation, checked |
 //! | [`object`] | a response as JSON |
 //! | [`events`] | a streamed response |
 //! | [`store`] | kept responses, bounded in number, bytes and age |
 
+pub mod background;
 pub mod create;
 pub mod events;
 pub mod items;

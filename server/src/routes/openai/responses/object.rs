@@ -26,13 +26,15 @@ pub struct Head {
     /// The same.
     pub store: bool,
     /// The same.
+    pub background: bool,
+    /// The same.
     pub max_output_tokens: Option<usize>,
     /// Alternatives a token.
     pub top_logprobs: usize,
-    /// As it is used.
-    pub temperature: f32,
-    /// As it is used.
-    pub top_p: f32,
+    /// As it is used; `None` while nobody knows what the model recommends.
+    pub temperature: Option<f32>,
+    /// The same.
+    pub top_p: Option<f32>,
     /// As the request has it.
     pub tool_choice: &'static str,
     /// As the request has it.
@@ -46,10 +48,14 @@ pub struct Head {
 /// How far a response has come.
 #[derive(Debug, Clone, Copy)]
 pub enum Moment<'a> {
+    /// Nobody computes it yet.
+    Queued,
     /// It is being computed.
     InProgress,
     /// It has ended, with this text and, if they were asked for, log-probabilities.
     Ended(&'a Done, &'a str, &'a [Value]),
+    /// Somebody has ended it when it had come so far.
+    Cancelled(&'a str, &'a [Value]),
     /// It broke off.
     Failed(&'a ApiError),
 }
@@ -84,15 +90,16 @@ impl Head {
     pub fn response(&self, moment: Moment<'_>) -> Value {
         let mut object = json!({
             "id": self.id, "object": "response", "created_at": self.created_at, "status": "in_progress",
-            "background": false, "completed_at": null, "error": null, "incomplete_details": null,
+            "background": self.background, "completed_at": null, "error": null, "incomplete_details": null,
             "instructions": self.instructions, "max_output_tokens": self.max_output_tokens, "max_tool_calls": null,
             "model": self.model, "output": [], "parallel_tool_calls": self.parallel_tool_calls,
             "previous_response_id": self.previous, "reasoning": {"effort": null, "summary": null},
-            "store": self.store, "temperature": number(self.temperature), "text": {"format": {"type": "text"}},
-            "tool_choice": self.tool_choice, "tools": [], "top_logprobs": self.top_logprobs, "top_p": number(self.top_p),
+            "store": self.store, "temperature": self.temperature.map(number), "text": {"format": {"type": "text"}},
+            "tool_choice": self.tool_choice, "tools": [], "top_logprobs": self.top_logprobs, "top_p": self.top_p.map(number),
             "truncation": "disabled", "usage": null, "user": self.user, "metadata": self.metadata,
         });
         match moment {
+            Moment::Queued => object["status"] = "queued".into(),
             Moment::InProgress => {}
             Moment::Ended(done, text, logprobs) => {
                 let status = status(done.reason);
@@ -106,6 +113,12 @@ impl Head {
                 object["usage"] = usage(&done.usage);
                 object["seed"] = done.seed.into();
                 object["timings"] = json!(Timings::new(&done.timings, &done.usage));
+            }
+            Moment::Cancelled(text, logprobs) => {
+                object["status"] = "cancelled".into();
+                if !text.is_empty() {
+                    object["output"] = json!([self.message("incomplete", vec![part(text, logprobs)])]);
+                }
             }
             Moment::Failed(error) => {
                 object["status"] = "failed".into();

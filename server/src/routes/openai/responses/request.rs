@@ -29,6 +29,8 @@ pub struct ResponseRequest {
     pub store: bool,
     /// As events.
     pub stream: bool,
+    /// Whether it runs on without its client.
+    pub background: bool,
     /// Most tokens of the answer.
     pub max_output_tokens: Option<usize>,
     /// Alternatives a token, if log-probabilities are reported.
@@ -67,12 +69,19 @@ impl ResponseRequest {
         take_text(&mut fields)?;
         // What a stream would be padded with.
         fields.take::<Value>("stream_options")?;
+        let store = fields.take("store")?.unwrap_or(true);
+        let background = fields.take("background")?.unwrap_or(false);
+        if background && !store {
+            let message = "`background` needs `store`: nobody could ask for a response that isn't kept";
+            return Err(ApiError::param("background", message));
+        }
         Ok(Self {
             model,
             said,
             instructions: fields.take("instructions")?,
             previous: fields.take("previous_response_id")?,
-            store: fields.take("store")?.unwrap_or(true),
+            store,
+            background,
             stream: fields.take("stream")?.unwrap_or(false),
             max_output_tokens: take_max_tokens(&mut fields, "max_output_tokens")?,
             logprobs: take_logprobs(&mut fields)?,
@@ -91,7 +100,6 @@ const NO_TOOLS: &str = "this server can't call tools yet";
 /// What can't be honoured.
 fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("tools", &[json!([])], NO_TOOLS)?;
-    fields.refuse("background", &[json!(false)], "wait for the response, or stream it")?;
     let nothing = [json!({}), json!({"effort": null}), json!({"effort": null, "summary": null})];
     fields.refuse("reasoning", &nothing, "leave it out; what a model thinks is part of its text")?;
     fields.refuse("truncation", &[json!("disabled")], "a conversation that is too long is an error and never cut")?;
@@ -182,15 +190,16 @@ mod tests {
     #[test]
     fn known_fields_do_what_they_say() {
         let request = parse(json!({
-            "instructions": "be brief", "previous_response_id": "resp_1", "store": false, "stream": true,
+            "instructions": "be brief", "previous_response_id": "resp_1", "stream": true,
             "max_output_tokens": 9, "top_logprobs": 2, "metadata": {"a": "b"}, "truncation": "disabled",
             "text": {"format": {"type": "text"}}, "tools": [], "tool_choice": "none", "reasoning": {"effort": null},
-            "background": false, "include": [INCLUDE_LOGPROBS], "user": "me", "service_tier": "auto", "temperature": 0.5,
+            "background": true, "store": true, "include": [INCLUDE_LOGPROBS], "user": "me", "service_tier": "auto", "temperature": 0.5,
         }))
         .unwrap();
         assert_eq!((request.instructions.as_deref(), request.previous.as_deref()), (Some("be brief"), Some("resp_1")));
         assert_eq!((request.max_output_tokens, request.logprobs, request.tool_choice), (Some(9), Some(2), "none"));
-        assert!(!request.store && request.stream);
+        assert!(request.store && request.stream && request.background);
+        assert!(!parse(json!({"store": false})).unwrap().store);
         assert_eq!((&request.metadata["a"], request.generation.temperature), (&json!("b"), Some(0.5)));
         assert_eq!(request.ignored.as_deref(), Some("service_tier"));
         assert_eq!(parse(json!({"include": [INCLUDE_LOGPROBS]})).unwrap().logprobs, Some(0));
@@ -204,7 +213,8 @@ mod tests {
             (json!({"tools": [{"type": "web_search"}]}), "tools"),
             (json!({"tool_choice": "required"}), "tool_choice"),
             (json!({"tool_choice": {"type": "function", "name": "f"}}), "tool_choice"),
-            (json!({"background": true}), "background"),
+            (json!({"background": true, "store": false}), "background"),
+            (json!({"background": 1}), "background"),
             (json!({"reasoning": {"effort": "high"}}), "reasoning"),
             (json!({"truncation": "auto"}), "truncation"),
             (json!({"conversation": "conv_1"}), "conversation"),

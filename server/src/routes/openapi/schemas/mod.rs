@@ -1,10 +1,12 @@
-//! What requests look like, for the document: one struct a request, whose descriptions are its fields' comments.
+//! What requests look like, for the document: one struct a request, whose descriptions are its fields' comments. [`answers`]
+//! has what they are answered with.
 //!
 //! Requests are read field by field (`routes::request::fields`), so that each mistake is named; these structs are never
 //! filled. A test sends every field that they have and finds it taken.
 
-#![allow(dead_code, reason = "they describe")]
+#![allow(dead_code, clippy::large_enum_variant, reason = "they describe, and are never filled")]
 
+pub(super) mod answers;
 pub(super) mod anthropic;
 pub(super) mod native;
 pub(super) mod ollama;

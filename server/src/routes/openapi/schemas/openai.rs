@@ -165,6 +165,8 @@ pub(in crate::routes::openapi) struct ResponsesRequest {
     store: Option<bool>,
     /// As server-sent events.
     stream: Option<bool>,
+    /// Answers at once and runs on without its client; needs `store`.
+    background: Option<bool>,
     /// Most tokens of the answer.
     #[schema(minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     max_output_tokens: Option<i64>,
