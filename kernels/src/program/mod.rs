@@ -68,6 +68,48 @@ pub struct ProgramSize {
     pub kv: KvTypes,
 }
 
+impl ProgramSize {
+    /// Blocks of a KV pool.
+    pub fn num_blocks_in(&self, pool: KvPool) -> usize {
+        match pool {
+            KvPool::Full => self.num_blocks,
+            KvPool::Window => self.num_window_blocks,
+        }
+    }
+
+    /// Most rows that a buffer of such rows has in a step.
+    pub(crate) fn max_rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens | Rows::Hidden => self.max_tokens,
+            Rows::Outputs => self.max_outputs,
+        }
+    }
+
+    /// Refuses a block outside a pool.
+    pub(crate) fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
+        let num_blocks = self.num_blocks_in(pool);
+        if (block as usize) < num_blocks {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
+    }
+
+    /// Refuses to replace a block outside a pool, or one of `block_bytes` by a different number of bytes.
+    pub(crate) fn check_write(
+        &self,
+        pool: KvPool,
+        block: u32,
+        bytes: &[u8],
+        block_bytes: usize,
+    ) -> Result<(), ProgramError> {
+        self.check_block(pool, block)?;
+        if bytes.len() == block_bytes {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("{} bytes for a block of {block_bytes}", bytes.len())))
+    }
+}
+
 /// What runs a program: a device with the program's weights, buffers and KV caches.
 pub trait Machine: Send {
     /// Short name for logs: `cpu`, `cuda`.

@@ -149,17 +149,6 @@ impl CudaProgram {
         &self.gpu
     }
 
-    fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
-        let num_blocks = match pool {
-            KvPool::Full => self.code.size.num_blocks,
-            KvPool::Window => self.code.size.num_window_blocks,
-        };
-        if (block as usize) < num_blocks {
-            return Ok(());
-        }
-        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
-    }
-
     /// Runs the launches of a step whose input is on the device.
     fn launch(&mut self, shape: StepShape, layout: &InputLayout) -> Result<(), CudaError> {
         let (gpu, code) = (&self.gpu, &self.code);
@@ -225,7 +214,7 @@ impl Machine for CudaProgram {
     }
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
-        self.check_block(pool, from.max(to))?;
+        self.code.size.check_block(pool, from.max(to))?;
         if from == to {
             return Ok(());
         }
@@ -241,7 +230,7 @@ impl Machine for CudaProgram {
     }
 
     fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
+        self.code.size.check_block(pool, block)?;
         for (offset, bytes) in self.code.kv.ranges(pool, block) {
             let start = into.len();
             into.resize(start + bytes, 0);
@@ -251,11 +240,7 @@ impl Machine for CudaProgram {
     }
 
     fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
-        if bytes.len() != self.block_bytes(pool) {
-            let what = format!("{} bytes for a block of {}", bytes.len(), self.block_bytes(pool));
-            return Err(ProgramError::Step(what));
-        }
+        self.code.size.check_write(pool, block, bytes, self.block_bytes(pool))?;
         for (offset, len) in self.code.kv.ranges(pool, block) {
             let (part, rest) = bytes.split_at(len);
             self.gpu.upload(&self.code.kv.buffer, offset, part)?;
