@@ -36,6 +36,14 @@ impl Machine for Program {
         unsafe { self.memory.arena.slice(slot.offset..slot.offset + num_rows * slot.width) }
     }
 
+    fn read_output(&self, row: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
+        self.code.size.check_output(row)?;
+        let width = self.code.output.width;
+        into.clear();
+        into.extend_from_slice(&self.outputs(row + 1)[row * width..]);
+        Ok(())
+    }
+
     fn hidden(&self, num_rows: usize) -> &[f32] {
         let Some(span) = &self.code.hidden else { return &[] };
         let slot = &self.code.buffers[span.buf.0];

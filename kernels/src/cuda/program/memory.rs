@@ -185,10 +185,11 @@ impl Arena {
 }
 
 impl Arena {
-    /// Waits for the rows of a whole buffer, from the first on.
-    pub(super) fn download(&self, gpu: &Gpu, buf: BufId, into: &mut [f32]) -> Result<(), CudaError> {
-        let offset = self.rows[buf.0].address - self.buffer.address();
-        gpu.download(&self.buffer, offset as usize, bytemuck::cast_slice_mut(into))
+    /// Waits for the rows of a whole buffer, from row `row` on.
+    pub(super) fn download(&self, gpu: &Gpu, buf: BufId, row: usize, into: &mut [f32]) -> Result<(), CudaError> {
+        let RowsSlot { address, width, .. } = self.rows[buf.0];
+        let offset = (address - self.buffer.address()) as usize + row * width * size_of::<f32>();
+        gpu.download(&self.buffer, offset, bytemuck::cast_slice_mut(into))
     }
 }
 
