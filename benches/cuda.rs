@@ -241,7 +241,8 @@ mod bench {
             MatMulX::Float(rows)
         };
         for matrix in matrices {
-            let weight = program.weight(Arc::clone(matrix), dtype, n, k).unwrap();
+            let bytes: Arc<Vec<u8>> = Arc::clone(matrix);
+            let weight = program.weight(bytes, dtype, n, k).unwrap();
             let parts = vec![MatMulPart { weight, out: product, bias: None }];
             program.push(Instr::MatMul { x, rows: Rows::Tokens, parts, then: MatMulThen::Done });
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use shimmy_runtime::engine::{Answer, Engine, EngineOptions, GenerateRequest, SamplingParams};
+use shimmy_runtime::engine::{Answer, Engine, EngineOptions, GenerateRequest, Numerics, SamplingParams};
 use shimmy_runtime::exec::{
     self, Backend, Device, ExecOptions, Executor, KvSize, KvTypes, Limits, PrefixReuse, StepBatch, StepOutput,
 };
@@ -82,8 +82,9 @@ fn plan(path: &Path) -> Plan {
 fn request(seed: u32, vocab: u32, sampling: SamplingParams) -> GenerateRequest {
     let prompt = (0..20 + seed).map(|i| 3 + (i * i * 7 + i * seed) % (vocab - 3)).collect();
     let sampling = SamplingParams { seed: Some(u64::from(seed)), ..sampling };
-    let (max_tokens, logprobs) = (Some(NUM_TOKENS), Some(3));
-    GenerateRequest { max_tokens, sampling, ignore_eos: true, logprobs, ..GenerateRequest::new(prompt) }
+    // Whoever is in the same steps.
+    let (max_tokens, logprobs, numerics) = (Some(NUM_TOKENS), Some(3), Numerics::Invariant);
+    GenerateRequest { max_tokens, sampling, ignore_eos: true, logprobs, numerics, ..GenerateRequest::new(prompt) }
 }
 
 #[test]

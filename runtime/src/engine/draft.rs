@@ -243,9 +243,7 @@ impl Drafter {
     fn step(&mut self, tokens: &dyn TokenSource) -> Result<()> {
         let num_outputs = self.batch.num_outputs();
         if self.executor.keeps_rows() {
-            let task = RowTask { num_best: 1, sum: false, draw: None };
-            self.batch.tasks.width = self.vocab_size;
-            self.batch.tasks.rows.resize(num_outputs, Some(task));
+            self.batch.ask_of_all(self.vocab_size, RowTask { num_best: 1, sum: false, draw: None });
         }
         let output = self.executor.step(&self.batch)?;
         let num_elements = if output.kept.is_some() { 0 } else { num_outputs * output.width };

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::exec::{Limits, RowTasks};
+use crate::exec::{Limits, RowTask, RowTasks};
 use crate::kv::{BLOCK_TOKENS, NO_BLOCK};
 pub use shimmy_kernels::cpu::Numerics;
 
@@ -148,6 +148,14 @@ impl StepBatch {
             self.tokens.extend_from_slice(tokens);
             seq.tokens.end += tokens.len();
         }
+    }
+
+    /// Asks the same of all rows of output, of which the first `width` columns are tokens, for an executor that keeps them.
+    pub fn ask_of_all(&mut self, width: usize, task: RowTask) {
+        let num_outputs = self.num_outputs();
+        self.tasks.width = width;
+        self.tasks.rows.clear();
+        self.tasks.rows.resize(num_outputs, Some(task));
     }
 
     /// Rows of output that the batch asks for.

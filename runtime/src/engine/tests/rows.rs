@@ -95,12 +95,13 @@ fn chain(seed: u64, top_k: usize, top_p: f32, min_p: f32, temperature: f32) -> S
     SamplingParams { seed: Some(seed), top_k, top_p, min_p, temperature, ..SamplingParams::default() }
 }
 
-/// Chosen tokens and the bits of all log-probabilities.
-fn bits(answer: &Answer) -> Vec<(u32, u32, Vec<(u32, u32)>)> {
+/// A token and the bits of its log-probability.
+type Pair = (u32, u32);
+
+/// Of each token of an answer, and of its alternatives.
+fn bits(answer: &Answer) -> Vec<(Pair, Vec<Pair>)> {
     let pair = |token: &TokenLogprob| (token.id, token.logprob.to_bits());
-    let entry = |(token, top): &(TokenLogprob, Vec<TokenLogprob>)| {
-        (token.id, token.logprob.to_bits(), top.iter().map(pair).collect())
-    };
+    let entry = |(token, top): &(TokenLogprob, Vec<TokenLogprob>)| (pair(token), top.iter().map(pair).collect());
     answer.logprobs.iter().map(entry).collect()
 }
 

@@ -281,7 +281,7 @@ fn rows_that_mean_nothing_are_left_to_the_host() {
 
 #[test]
 fn tasks_that_do_not_fit_are_refused() {
-    let row = vec![1.0_f32, 2.0];
+    let row = [1.0_f32, 2.0];
     let task = RowTask { num_best: 1, sum: false, draw: None };
     let fits = |tasks: &[Option<RowTask>], width| Reduce { width, tasks }.check(1, row.len()).is_ok();
     assert!(fits(&[Some(task)], 2) && fits(&[None], 1));
