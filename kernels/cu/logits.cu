@@ -228,11 +228,82 @@ KERNEL __launch_bounds__(SUM_THREADS) sum_weights(const __grid_constant__ Logits
 
 constexpr u32 MAX_CHUNKS = 1024;
 
-// A block for each row. A step of a thread takes long here, but there are few: sums in one order have no other way.
+// The chunk that a draw falls into, and what is left of its target there: by one thread, as the host does it.
+DEVICE u32 chunk_by_steps(const double *sums, u32 num_chunks, double uniform, double &target) {
+    double all = 0.0;
+    for (u32 i = 0; i < num_chunks; i++) all = __dadd_rn(all, sums[i]);
+    target = __dmul_rn(uniform, all);
+    u32 chosen = 0;
+    for (u32 i = 0; i < num_chunks; i++) {
+        if (!(sums[i] > 0.0)) continue;
+        chosen = i;
+        if (target < sums[i]) break;
+        target = __dsub_rn(target, sums[i]);
+    }
+    return chosen;
+}
+
+// The same for the token in its chunk.
+DEVICE u32 token_by_steps(const float *weights, u32 len, double target) {
+    u32 chosen = 0;
+    for (u32 i = 0; i < len; i++) {
+        if (!(weights[i] > 0.0f)) continue;
+        chosen = i;
+        target = __dsub_rn(target, (double)weights[i]);
+        if (target < 0.0) break;
+    }
+    return chosen;
+}
+
+// A value among many, and what is left of a target before it.
+struct Place {
+    u32 index;
+    double left;
+    // Farther from both neighbours than all rounding: in steps it would be the same one.
+    bool is_sure;
+};
+
+// Where a warp finds `target` in the running sum of the values, a stretch for each lane.
+template <class T> DEVICE Place place_of(const T *values, u32 len, double target, double slack) {
+    u32 lane = threadIdx.x % WARP, each = (len + WARP - 1) / WARP;
+    u32 begin = min(lane * each, len), end = min(begin + each, len);
+    double after = 0.0;
+    for (u32 i = begin; i < end; i++) after += (double)values[i];
+    for (u32 step = 1; step < WARP; step *= 2) {
+        double other = __shfl_up_sync(ALL_LANES, after, step);
+        if (lane >= step) after += other;
+    }
+    // Of a lane what its neighbour has after it, so that no target falls between them.
+    double before = __shfl_up_sync(ALL_LANES, after, 1);
+    if (lane == 0) before = 0.0;
+    Place place = {0, 0.0, false};
+    bool is_mine = before <= target && target < after;
+    if (is_mine) {
+        for (u32 i = begin; i < end; i++) {
+            double next = before + (double)values[i];
+            if (target < next) {
+                place = {i, target - before, target - before > slack && next - target > slack};
+                break;
+            }
+            before = next;
+        }
+    }
+    u32 who = __ballot_sync(ALL_LANES, is_mine);
+    u32 from = who ? __ffs(who) - 1 : 0;
+    place.index = __shfl_sync(ALL_LANES, place.index, from);
+    place.left = __shfl_sync(ALL_LANES, place.left, from);
+    place.is_sure = __shfl_sync(ALL_LANES, (u32)place.is_sure, from);
+    return place;
+}
+
+// Of all weights: far more than a thousand roundings of doubles come to, and so little that steps are hardly ever taken.
+constexpr double SLACK = 1e-10;
+
+// A block for each row. Sums in the host's order are a thread's work, which takes long: a draw takes a warp, and steps only
+// where the warp can't be sure.
 KERNEL __launch_bounds__(SUM_THREADS) finish_rows(const __grid_constant__ LogitsArgs a) {
     __shared__ double sums[MAX_CHUNKS];
     __shared__ float weights[CHUNK];
-    __shared__ double shared_target;
     __shared__ u32 shared_chunk;
     wait_for_previous_kernel();
     u32 row = blockIdx.x, thread = threadIdx.x;
@@ -249,18 +320,16 @@ KERNEL __launch_bounds__(SUM_THREADS) finish_rows(const __grid_constant__ Logits
     if (task.tasks & DRAW) {
         for (u32 i = thread; i < a.num_chunks; i += SUM_THREADS) sums[i] = from[a.num_chunks + i];
         __syncthreads();
-        if (thread == 0) {
-            double all = 0.0;
-            for (u32 i = 0; i < a.num_chunks; i++) all = __dadd_rn(all, sums[i]);
-            double target = __dmul_rn(task.uniform, all);
-            u32 chosen = 0;
-            for (u32 i = 0; i < a.num_chunks; i++) {
-                if (!(sums[i] > 0.0)) continue;
-                chosen = i;
-                if (target < sums[i]) break;
-                target = __dsub_rn(target, sums[i]);
+        Place chunk = {0, 0.0, false};
+        double all = 0.0;
+        if (thread < WARP) {
+            for (u32 i = thread; i < a.num_chunks; i += WARP) all += sums[i];
+            for (u32 lanes = WARP / 2; lanes; lanes /= 2) all += __shfl_xor_sync(ALL_LANES, all, lanes);
+            chunk = place_of(sums, a.num_chunks, task.uniform * all, SLACK * all);
+            if (thread == 0) {
+                double target;
+                shared_chunk = chunk.is_sure ? chunk.index : chunk_by_steps(sums, a.num_chunks, task.uniform, target);
             }
-            shared_target = target, shared_chunk = chosen;
         }
         __syncthreads();
         u32 start = shared_chunk * CHUNK, len = min(CHUNK, a.width - start);
@@ -268,16 +337,18 @@ KERNEL __launch_bounds__(SUM_THREADS) finish_rows(const __grid_constant__ Logits
         float max = logit_of(a.best[(u64)row * a.num_best]);
         for (u32 i = thread; i < len; i += SUM_THREADS) weights[i] = weight_of(logits[i], max, task.temperature);
         __syncthreads();
-        if (thread == 0) {
-            double target = shared_target;
-            u32 chosen = 0;
-            for (u32 i = 0; i < len; i++) {
-                if (!(weights[i] > 0.0f)) continue;
-                chosen = i;
-                target = __dsub_rn(target, (double)weights[i]);
-                if (target < 0.0) break;
+        if (thread < WARP) {
+            Place token = {0, 0.0, false};
+            if (chunk.is_sure) token = place_of(weights, len, chunk.left, SLACK * all);
+            if (thread == 0) {
+                u32 chosen = token.index;
+                if (!token.is_sure) {
+                    double target;
+                    chunk_by_steps(sums, a.num_chunks, task.uniform, target);
+                    chosen = token_by_steps(weights, len, target);
+                }
+                result.token = start + chosen, result.logit = logits[chosen];
             }
-            result.token = start + chosen, result.logit = logits[chosen];
         }
     }
     if (thread == 0) a.results[row] = result;

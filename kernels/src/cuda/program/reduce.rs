@@ -1,15 +1,14 @@
 //! Rows of logits that stay on the device: `logits.cu` finds their best tokens, sums and draws; that alone is downloaded.
 
+#[cfg(test)]
+mod tests;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::Step;
-use super::launch::{shape, u};
+use super::launch::{Step, shape, u};
 use crate::cuda::args::LogitsArgs;
 use crate::cuda::{CudaError, DeviceBuffer, Function, Gpu};
 use crate::program::reduce::{Candidate, Draw, MAX_BEST, Reduce, ReducedRow, RowTask};
-
-#[cfg(test)]
-mod tests;
 
 /// Groups of a row that `best_of_rows` takes.
 const MAX_GROUPS: usize = 4096;

@@ -279,6 +279,36 @@ fn rows_that_mean_nothing_are_left_to_the_host() {
     }
 }
 
+/// As many rows as a full step has, each with its own task, in a graph too.
+#[test]
+fn many_rows_are_reduced_each_by_itself() {
+    const NUM_ROWS: usize = 512;
+    let gpu = &devices()[0];
+    let mut rng = Rng(8);
+    let rows: Vec<Vec<f32>> = (0..NUM_ROWS).map(|_| rng.normals(300)).collect();
+    let mut program = rows_program(gpu, &rows);
+    for num_rows in [NUM_ROWS, 48, 48, 48] {
+        let task = |row: usize, rng: &mut Rng| {
+            let uniform = (rng.next() >> 11) as f64 / (1_u64 << 53) as f64;
+            let draw = (row % 3 == 0).then_some(Draw { temperature: 0.5 + row as f32, uniform });
+            RowTask { num_best: 1 + row % 5, sum: row % 2 == 0, draw }
+        };
+        let tasks: Vec<_> = (0..num_rows).map(|row| (row % 7 != 6).then(|| task(row, &mut rng))).collect();
+        run(&mut program, &tasks, 300);
+        for (number, (row, task)) in rows.iter().zip(&tasks).enumerate() {
+            let Some(task) = task else {
+                assert!(program.reduced(number).is_none(), "row {number}");
+                continue;
+            };
+            let got = program.reduced(number).unwrap();
+            assert_eq!(got.best[..task.num_best], best_by_sorting(row, task.num_best), "row {number}");
+            let sum = chunk_sums(&weights(row, 1.0)).iter().sum::<f64>();
+            assert_eq!(got.sum, task.sum.then_some(sum), "row {number}");
+            assert_eq!(got.drawn.map(|(_, token)| token.id), task.draw.map(|draw| drawn(row, draw)), "row {number}");
+        }
+    }
+}
+
 #[test]
 fn tasks_that_do_not_fit_are_refused() {
     let row = [1.0_f32, 2.0];
