@@ -290,8 +290,8 @@ fn many_rows_are_reduced_each_by_itself() {
     for num_rows in [NUM_ROWS, 48, 48, 48] {
         let task = |row: usize, rng: &mut Rng| {
             let uniform = (rng.next() >> 11) as f64 / (1_u64 << 53) as f64;
-            let draw = (row % 3 == 0).then_some(Draw { temperature: 0.5 + row as f32, uniform });
-            RowTask { num_best: 1 + row % 5, sum: row % 2 == 0, draw }
+            let draw = (row.is_multiple_of(3)).then_some(Draw { temperature: 0.5 + row as f32, uniform });
+            RowTask { num_best: 1 + row % 5, sum: row.is_multiple_of(2), draw }
         };
         let tasks: Vec<_> = (0..num_rows).map(|row| (row % 7 != 6).then(|| task(row, &mut rng))).collect();
         run(&mut program, &tasks, 300);
