@@ -2,6 +2,7 @@
 // sequence and of all heads that share a KV head, and goes along the positions once. Queries and weights are rounded to
 // f16, as keys and values are; scores, sums and results are f32.
 #include "attend_args.cuh"
+#include "tensor_core.cuh"
 
 #if __CUDA_ARCH__ >= 800
 
@@ -20,23 +21,6 @@ DEVICE void close_group() { asm volatile("cp.async.commit_group;" ::: "memory");
 DEVICE void wait_for_all_but_one() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 DEVICE void wait_for_all() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
-DEVICE void load_matrices(u32 (&m)[4], u32 row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(row)
-                 : "memory");
-}
-DEVICE void load_transposed(u32 (&m)[4], u32 row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(row)
-                 : "memory");
-}
-DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 DEVICE u32 pack(float low, float high) { return (u32)float_to_half(low) | (u32)float_to_half(high) << 16; }
 
 // Heads of up to D elements, a multiple of 16. x: tiles; y: KV heads. Dynamic shared memory: two stages of keys and values.
@@ -46,7 +30,7 @@ template <u32 D> DEVICE void attend_tile(const AttendArgs &a) {
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = a.num_heads / a.num_kv_heads;
     u32 first_row = a.tiles[2 * blockIdx.x], num_queries = a.tiles[2 * blockIdx.x + 1] * group, kv_head = blockIdx.y;
     u32 k_octets = a.k_dim / 8, v_octets = a.v_dim / 8;
-    u32 shared = (u32)__cvta_generic_to_shared(tile_shared), stage_bytes = (k_octets + v_octets) * OCTET_BYTES;
+    u32 shared = shared_address(tile_shared), stage_bytes = (k_octets + v_octets) * OCTET_BYTES;
 
     // A lane has two queries, 8 apart: where they are, what they see, and their part of the products' left side.
     u32 begin[2], end[2], row[2], head[2];
@@ -125,8 +109,8 @@ template <u32 D> DEVICE void attend_tile(const AttendArgs &a) {
                 u32 b[4];
                 u32 octet = 2 * step + lane / 8 % 2, token = 8 * (n + lane / 16) + lane % 8;
                 load_matrices(b, keys + octet * OCTET_BYTES + token * 16);
-                multiply(scores[n], queries[step], b[0], b[1]);
-                multiply(scores[n + 1], queries[step], b[2], b[3]);
+                multiply_f16(scores[n], queries[step], b[0], b[1]);
+                multiply_f16(scores[n + 1], queries[step], b[2], b[3]);
             }
         }
         float top[2] = {max[0], max[1]};
@@ -172,8 +156,8 @@ template <u32 D> DEVICE void attend_tile(const AttendArgs &a) {
                 u32 b[4];
                 u32 octet = n + lane / 16, token = 16 * half + lane / 8 % 2 * 8 + lane % 8;
                 load_transposed(b, from_values + octet * OCTET_BYTES + token * 16);
-                multiply(values[n], weights, b[0], b[1]);
-                multiply(values[n + 1], weights, b[2], b[3]);
+                multiply_f16(values[n], weights, b[0], b[1]);
+                multiply_f16(values[n + 1], weights, b[2], b[3]);
             }
         }
         // The stage is free for the block after the next.

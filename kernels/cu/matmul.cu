@@ -4,6 +4,7 @@
 // A block of 256 threads makes a tile of N columns (rows of the matrix) times M rows. It goes along K in steps: weights are
 // unpacked to int8 and their scales to f32 on the way to shared memory, while the tensor cores work on the step before.
 #include "matmul_args.cuh"
+#include "tensor_core.cuh"
 
 #if __CUDA_ARCH__ >= 800
 
@@ -18,39 +19,6 @@ struct Few {
 struct Many {
     enum : u32 { N = 128, M = 64, WARPS_N = 4, WARPS_M = 2, WARPS_K = 1 };
 };
-
-// Four matrices of 8 rows of 16 bytes: lane `l` gives the address of row `l % 8` of matrix `l / 8`.
-DEVICE void load_matrices(u32 (&m)[4], const void *row) {
-    u32 address = (u32)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-DEVICE void multiply_s8_k32(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-DEVICE void multiply_s8_k16(int (&c)[4], u32 a0, u32 a1, u32 b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(b));
-}
-
-DEVICE void multiply_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-DEVICE void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // What a warp computes: fragments of 16 columns times 8 rows, four sums a lane in each.
 template <class T> struct Fragments {
@@ -82,10 +50,11 @@ template <class T> struct Fragments {
         u32 lane = threadIdx.x % WARP;
 #pragma unroll
         for (u32 n = 0; n < N; n++)
-            load_matrices(a[n], weights + (first_n + n * 16 + lane % 16) * stride + k + lane / 16 * 16);
+            load_matrices(a[n], shared_address(weights + (first_n + n * 16 + lane % 16) * stride + k + lane / 16 * 16));
 #pragma unroll
         for (u32 m = 0; m < M; m += 2)
-            load_matrices(b[m / 2], rows + (first_m + m * 8 + lane / 16 * 8 + lane % 8) * stride + k + lane / 8 % 2 * 16);
+            load_matrices(b[m / 2], shared_address(rows + (first_m + m * 8 + lane / 16 * 8 + lane % 8) * stride + k +
+                                                   lane / 8 % 2 * 16));
     }
 
     // Hands out the sums. Warps that divided K add theirs up in shared memory, which nobody uses any more.
@@ -230,12 +199,7 @@ template <class Q, class T> DEVICE void matmul_quantised(const MatmulArgs &a) {
         }
     };
 
-    fetch(0);
-    for (u32 k = 0; k < a.cols; k += K) {
-        __syncthreads();
-        put();
-        __syncthreads();
-        if (k + K < a.cols) fetch(k + K);
+    auto multiply = [&] {
 #pragma unroll 1
         for (u32 unit = tile.warp_k; unit < UNITS_K; unit += T::WARPS_K) {
             u32 weights[Fragments<T>::N][4], rows[Fragments<T>::M / 2][4];
@@ -260,7 +224,8 @@ template <class Q, class T> DEVICE void matmul_quantised(const MatmulArgs &a) {
                 }
             }
         }
-    }
+    };
+    along_k<K>(a.cols, fetch, put, multiply);
     tile.store(a, part, column0, row0, shared.sums);
 }
 
@@ -331,12 +296,7 @@ template <class W, class T> DEVICE void matmul_float(const MatmulArgs &a) {
         }
     };
 
-    fetch(0);
-    for (u32 k = 0; k < a.cols; k += K) {
-        __syncthreads();
-        put();
-        __syncthreads();
-        if (k + K < a.cols) fetch(k + K);
+    auto multiply = [&] {
 #pragma unroll
         for (u32 unit = tile.warp_k; unit < K / 16; unit += T::WARPS_K) {
             u32 weights[Fragments<T>::N][4], rows[Fragments<T>::M / 2][4];
@@ -347,7 +307,8 @@ template <class W, class T> DEVICE void matmul_float(const MatmulArgs &a) {
                 for (u32 m = 0; m < Fragments<T>::M; m++)
                     W::multiply(tile.sums[n][m], weights[n], rows[m / 2][m % 2 * 2], rows[m / 2][m % 2 * 2 + 1]);
         }
-    }
+    };
+    along_k<K>(a.cols, fetch, put, multiply);
     tile.store(a, part, column0, row0, shared.sums);
 }
 

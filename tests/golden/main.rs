@@ -15,6 +15,7 @@ mod embedding;
 mod kv;
 mod models;
 mod prefix;
+mod rows;
 #[path = "../support/mod.rs"]
 mod support;
 mod templates;

@@ -106,6 +106,27 @@ pub(crate) struct GatherArgs {
     pub(crate) unused: u32,
 }
 
+/// Of the kernels in `logits.cu`.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct LogitsArgs {
+    pub(crate) logits: u64,
+    /// u64 `[rows, num_groups]`.
+    pub(crate) groups: u64,
+    /// f64 `[rows, 2, num_chunks]`.
+    pub(crate) sums: u64,
+    pub(crate) tasks: u64,
+    pub(crate) results: u64,
+    /// u64 `[rows, num_best]`.
+    pub(crate) best: u64,
+    pub(crate) stride: u32,
+    pub(crate) width: u32,
+    pub(crate) num_groups: u32,
+    pub(crate) group_shift: u32,
+    pub(crate) num_best: u32,
+    pub(crate) num_chunks: u32,
+}
+
 /// Of `embed_*`.
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{ProgramBuilder, ProgramSize};
+use super::{ProgramBuilder, ProgramSize, Reduce};
 use crate::cpu::Numerics;
 use crate::cpu::attention::{KV_BLOCK, NO_BLOCK};
 use crate::cpu::kv::KvPool;
@@ -39,6 +39,8 @@ pub struct StepInput<'a> {
     pub ropes: &'a [(Vec<f32>, Vec<f32>)],
     /// What a row's result may depend on, beside the tokens of its own sequence up to it.
     pub numerics: Numerics,
+    /// What outputs are reduced to, on machines that do; `None`: they are wanted whole.
+    pub reduce: Option<Reduce<'a>>,
 }
 
 impl StepInput<'_> {

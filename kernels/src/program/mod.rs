@@ -5,12 +5,14 @@
 //! | [`instr`] | the instructions and what they read and write |
 //! | [`builder`] | collects the parts of a program and checks every shape once |
 //! | [`input`] | the input of a step, and its check |
+//! | [`reduce`] | what sampling needs of a row of logits that stays on its device |
 //!
 //! [`crate::cpu::program`] runs programs on a team of CPU workers, `crate::cuda::program` on a GPU.
 
 pub mod builder;
 pub mod input;
 pub mod instr;
+pub mod reduce;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -19,6 +21,8 @@ pub use input::{SeqInput, StepInput};
 pub use instr::{
     ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Rows, SharedBytes, Span, VecId, WeightId,
 };
+
+pub use reduce::{Candidate, Draw, Reduce, ReducedRow, RowTask};
 
 use crate::cpu::kv::{KvPool, KvTypes};
 
@@ -68,12 +72,62 @@ pub struct ProgramSize {
     pub kv: KvTypes,
 }
 
+impl ProgramSize {
+    /// Blocks of a KV pool.
+    pub fn num_blocks_in(&self, pool: KvPool) -> usize {
+        match pool {
+            KvPool::Full => self.num_blocks,
+            KvPool::Window => self.num_window_blocks,
+        }
+    }
+
+    /// Most rows that a buffer of such rows has in a step.
+    pub(crate) fn max_rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens | Rows::Hidden => self.max_tokens,
+            Rows::Outputs => self.max_outputs,
+        }
+    }
+
+    /// Refuses a row that no step has.
+    pub(crate) fn check_output(&self, row: usize) -> Result<(), ProgramError> {
+        if row < self.max_outputs {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("output {row} of at most {}", self.max_outputs)))
+    }
+
+    /// Refuses a block outside a pool.
+    pub(crate) fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
+        let num_blocks = self.num_blocks_in(pool);
+        if (block as usize) < num_blocks {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
+    }
+
+    /// Refuses to replace a block outside a pool, or one of `block_bytes` by a different number of bytes.
+    pub(crate) fn check_write(
+        &self,
+        pool: KvPool,
+        block: u32,
+        bytes: &[u8],
+        block_bytes: usize,
+    ) -> Result<(), ProgramError> {
+        self.check_block(pool, block)?;
+        if bytes.len() == block_bytes {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("{} bytes for a block of {block_bytes}", bytes.len())))
+    }
+}
+
 /// What runs a program: a device with the program's weights, buffers and KV caches.
 pub trait Machine: Send {
     /// Short name for logs: `cpu`, `cuda`.
     fn name(&self) -> &'static str;
 
-    /// Runs one step and returns `[outputs, width]`.
+    /// Runs one step and returns `[outputs, width]`; nothing where [`StepInput::reduce`] was heeded.
     ///
     /// # Errors
     /// [`ProgramError::Step`] when the input is outside the program's sizes; nothing was written then. After any other error the
@@ -82,6 +136,22 @@ pub trait Machine: Send {
 
     /// The outputs of the last step, `[num_rows, width]`: as many as it was asked for.
     fn outputs(&self, num_rows: usize) -> &[f32];
+
+    /// Whether [`StepInput::reduce`] is heeded: where whole rows are far away.
+    fn reduces(&self) -> bool {
+        false
+    }
+
+    /// What an output of the last step was reduced to. `None`: nothing was asked of it, or it has NaN or +∞, or nothing but −∞.
+    fn reduced(&self, _row: usize) -> Option<ReducedRow<'_>> {
+        None
+    }
+
+    /// Reads one whole output of the last step into `into`, replacing what is there.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when the program has no such row; those of the device.
+    fn read_output(&self, row: usize, into: &mut Vec<f32>) -> Result<(), ProgramError>;
 
     /// The hidden states of the last step, `[num_rows, width]`: as many as it was asked for. Empty for a program without that
     /// output.

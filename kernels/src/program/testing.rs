@@ -226,6 +226,7 @@ impl Input {
             hidden: &[],
             ropes: &self.ropes,
             numerics: Numerics::Fast,
+            reduce: None,
         }
     }
 }

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::payoff::{Chances, Record, StepTimes, Then};
+use super::rows::{Fetched, Logits};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Limits, OutputRows, PrefixReuse, StepBatch};
+use crate::exec::{Executor, Limits, OutputRows, PrefixReuse, RowTask, StepBatch};
 use crate::kv::{BlockPool, BlockTable, PrefixSpace};
 use crate::sched::{SeqId, TokenSource};
 
@@ -74,6 +75,7 @@ pub(super) struct Drafter {
     // Reused from step to step.
     batch: StepBatch,
     in_batch: Vec<Wish>,
+    fetched: Fetched,
 }
 
 impl Drafter {
@@ -95,6 +97,7 @@ impl Drafter {
             record: Record::default(),
             batch: StepBatch::default(),
             in_batch: Vec::new(),
+            fetched: Fetched::default(),
         }
     }
 
@@ -239,8 +242,12 @@ impl Drafter {
     /// Runs the batch and adds a guess to each sequence whose row came out.
     fn step(&mut self, tokens: &dyn TokenSource) -> Result<()> {
         let num_outputs = self.batch.num_outputs();
+        if self.executor.keeps_rows() {
+            self.batch.ask_of_all(self.vocab_size, RowTask { num_best: 1, sum: false, draw: None });
+        }
         let output = self.executor.step(&self.batch)?;
-        if output.num_rows != num_outputs || output.data.len() != num_outputs * output.width || output.width == 0 {
+        let num_elements = if output.kept.is_some() { 0 } else { num_outputs * output.width };
+        if output.num_rows != num_outputs || output.data.len() != num_elements || output.width == 0 {
             return Err(Error::EngineStopped(format!(
                 "its executor returned {} rows of {} in {} elements instead of {num_outputs} rows",
                 output.num_rows,
@@ -262,7 +269,12 @@ impl Drafter {
                 follower.num_fed += len;
             }
             if seq.output != OutputRows::None {
-                follower.guesses.push(likeliest(&output.row(row)[..width]));
+                let logits = Logits::of(&output, row, width, &mut self.fetched);
+                let guess = match logits.best() {
+                    Some(token) => token,
+                    None => likeliest(logits.whole()?),
+                };
+                follower.guesses.push(guess);
                 row += 1;
             }
         }

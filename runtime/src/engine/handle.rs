@@ -124,6 +124,8 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Rows of logits that came whole from a device that can keep them, as their sampling needed all of them.
+    pub fetched_rows: u64,
     /// Guesses found in the text.
     pub ngram: Guesses,
     /// Guesses of the draft model.

@@ -7,8 +7,9 @@
 //! | [`embed`] | a text as one vector |
 //! | [`handle`] | [`Engine`] and [`Generation`]: what clients hold, from async and from blocking code |
 //! | `validate` | what a request must be |
-//! | `worker` | the thread: the step loop; `worker::guessing`: the guesses before a step |
+//! | `worker` | the thread: the step loop; `worker::guessing`: the guesses before a step, `worker::tasks`: what is asked of its rows |
 //! | `sequence` | one generation on that thread: tokens, sampler, limits, events |
+//! | `rows` | rows of logits, whole or kept on a device, and the tokens drawn from them |
 //! | `speculate` | guesses of the next tokens |
 //! | [`draft`] | guesses of a draft model: the sequences that it follows, its blocks |
 //! | `payoff` | how many guesses pay: measured times of steps, records of guesses |
@@ -29,6 +30,7 @@ mod output;
 mod payoff;
 mod places;
 pub mod request;
+mod rows;
 mod sequence;
 mod speculate;
 #[doc(hidden)]

@@ -14,11 +14,12 @@ use super::payoff::Offer;
 use super::request::{
     Class, Event, FinishReason, GenerateRequest, Numerics, PromptCache, Speculation, Timings, TokenLogprob, Usage,
 };
+use super::rows::Logits;
 use super::speculate::Guesser;
 use super::vocabulary::Vocabulary;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::kv::{PrefixMiss, PrefixSpace};
-use crate::sample::{Sampler, Scratch, logprobs, random_seed};
+use crate::sample::{Logprobs, Sampler, Scratch, random_seed};
 use crate::sched::SeqId;
 
 /// The sending side of a generation's bounded channel, with one place kept for the last event: a client that reads
@@ -136,7 +137,7 @@ pub(super) struct Sequence {
     max_total: usize,
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
-    num_logprobs: Option<usize>,
+    pub(super) num_logprobs: Option<usize>,
     prompt_cache: PromptCache,
     pub(super) numerics: Numerics,
     deadline: Option<Duration>,
@@ -144,7 +145,7 @@ pub(super) struct Sequence {
     cached: (usize, Option<PrefixMiss>),
     /// Guesses that were computed, and those of them that were right.
     pub(super) guessed: Guesses,
-    sampler: Sampler,
+    pub(super) sampler: Sampler,
     output: Output,
     submitted: Instant,
     first_step: Option<Instant>,
@@ -250,13 +251,13 @@ impl Sequence {
     /// Samples the next token from a row of logits, sends the client its text, and says how it goes on.
     pub(super) fn take(
         &mut self,
-        logits: &[f32],
+        logits: Logits<'_>,
         vocabulary: &dyn Vocabulary,
         scratch: &mut Scratch,
         metrics: &Metrics,
     ) -> Outcome {
-        let token = match self.sampler.sample(logits, &self.tokens, scratch) {
-            Ok(token) => token,
+        let (token, logprobs) = match self.draw(logits, scratch) {
+            Ok(drawn) => drawn,
             Err(error) => return Outcome::Failed(error),
         };
         self.sampler.accept(token);
@@ -273,10 +274,7 @@ impl Sequence {
         let (piece, reason) = if is_end {
             (self.output.finish(), Some(FinishReason::Stop))
         } else {
-            match self.text_of(token, logits, vocabulary, scratch) {
-                Ok(result) => result,
-                Err(error) => return Outcome::Failed(error),
-            }
+            self.text_of(token, logprobs, vocabulary)
         };
 
         if !piece.is_empty() {
@@ -300,31 +298,26 @@ impl Sequence {
     fn text_of(
         &mut self,
         token: u32,
-        logits: &[f32],
+        logprobs: Option<Logprobs>,
         vocabulary: &dyn Vocabulary,
-        scratch: &mut Scratch,
-    ) -> Result<(Piece, Option<FinishReason>)> {
-        let entry = match self.num_logprobs {
-            None => None,
-            Some(num_top) => {
-                let result = logprobs(logits, token, num_top, scratch)?;
-                let named = |id, logprob| TokenLogprob { id, bytes: vocabulary.token_bytes(id).into_owned(), logprob };
-                let top = result.top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
-                Some((named(token, result.chosen), top))
-            }
-        };
+    ) -> (Piece, Option<FinishReason>) {
+        let entry = logprobs.map(|logprobs| {
+            let named = |id, logprob| TokenLogprob { id, bytes: vocabulary.token_bytes(id).into_owned(), logprob };
+            let top = logprobs.top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
+            (named(token, logprobs.chosen), top)
+        });
         let mut piece = self.output.push(&vocabulary.token_bytes(token), entry);
         if let Some(reason) = self.output.stop_reason() {
-            return Ok((piece, Some(reason)));
+            return (piece, Some(reason));
         }
         if self.tokens.len() < self.max_total {
-            return Ok((piece, None));
+            return (piece, None);
         }
         let rest = self.output.finish();
         piece.text.push_str(&rest.text);
         piece.logprobs.extend(rest.logprobs);
         // What was held back may have completed a stop string after all.
-        Ok((piece, Some(self.output.stop_reason().unwrap_or(FinishReason::Length))))
+        (piece, Some(self.output.stop_reason().unwrap_or(FinishReason::Length)))
     }
 
     fn usage(&self) -> Usage {

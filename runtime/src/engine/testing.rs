@@ -343,6 +343,6 @@ impl Executor for TestExecutor {
             }
         }
         let hidden = HiddenRows { width: HIDDEN, data: &self.hidden };
-        Ok(StepOutput { num_rows: batch.num_outputs(), width: self.vocab_size, data: &self.rows, hidden })
+        Ok(StepOutput { num_rows: batch.num_outputs(), width: self.vocab_size, data: &self.rows, kept: None, hidden })
     }
 }

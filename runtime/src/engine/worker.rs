@@ -14,6 +14,7 @@ use super::handle::{EngineOptions, EngineStats, GuessPolicy, PrefixCache, Shared
 use super::keep::SharedStore;
 use super::payoff::{Offer, StepTimes};
 use super::request::{Event, Speculation};
+use super::rows::{Fetched, Logits};
 use super::sequence::{EventSender, Farewell, Outcome, Sequence, Submission};
 use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ use crate::sample::Scratch;
 use crate::sched::{BlockCopy, Capacity, SeqId, State, StepPlan, TokenSource};
 
 mod guessing;
+mod tasks;
 
 /// What clients send to the thread.
 pub(super) enum Message {
@@ -129,6 +131,7 @@ pub(super) struct Worker {
     plan: StepPlan,
     batch: StepBatch,
     scratch: Scratch,
+    fetched: Fetched,
     ended: Vec<SeqId>,
     copies: Vec<BlockCopy>,
     /// Sent when the counts are published.
@@ -168,6 +171,7 @@ impl Worker {
             plan: StepPlan::default(),
             batch: StepBatch::default(),
             scratch: Scratch::default(),
+            fetched: Fetched::default(),
             ended: Vec::new(),
             copies: Vec::new(),
             farewells: Vec::new(),
@@ -339,7 +343,9 @@ impl Worker {
             self.plan.preempted.iter().for_each(|&id| drafter.forget(id));
         }
         self.fill_batch()?;
+        self.fill_tasks();
 
+        let keeps_rows = self.executor.keeps_rows();
         let start = Instant::now();
         let output = self.executor.step(&self.batch)?;
         let (metrics, elapsed) = (&self.shared.metrics, start.elapsed());
@@ -355,7 +361,8 @@ impl Worker {
                 output.hidden.width
             )));
         }
-        if output.num_rows != num_outputs || output.data.len() != output.num_rows * output.width {
+        let num_elements = if output.kept.is_some() { 0 } else { num_outputs * output.width };
+        if output.num_rows != num_outputs || output.data.len() != num_elements {
             return Err(Error::EngineStopped(format!(
                 "the executor returned {} rows of {} in {} elements instead of {num_outputs} rows",
                 output.num_rows,
@@ -366,6 +373,9 @@ impl Worker {
         self.state.advance(&self.plan, &self.sequences);
         self.stats.steps += 1;
 
+        if keeps_rows && output.kept.is_none() {
+            self.fetched.count += num_outputs as u64;
+        }
         let width = output.width.min(self.vocabulary.vocab_size());
         let (mut next_row, mut next_hidden) = (0, 0);
         for (piece, seq) in self.plan.pieces.iter().zip(&self.batch.seqs) {
@@ -402,7 +412,8 @@ impl Worker {
             let siblings = std::mem::take(&mut sequence.siblings);
             let mut goes_on = |sequence: &mut Sequence, row: usize| {
                 let known = sequence.tokens.len();
-                let outcome = sequence.take(&output.row(row)[..width], &*self.vocabulary, &mut self.scratch, metrics);
+                let logits = Logits::of(&output, row, width, &mut self.fetched);
+                let outcome = sequence.take(logits, &*self.vocabulary, &mut self.scratch, metrics);
                 self.stats.generated_tokens += (sequence.tokens.len() - known) as u64;
                 settle(outcome, sequence, &mut self.stats, &mut self.service_ms, &mut self.farewells)
             };
@@ -444,6 +455,7 @@ impl Worker {
                 self.stats.ngram.add(piece.num_guesses, num_right);
             }
         }
+        self.stats.fetched_rows = self.fetched.count;
         // Before anything is freed: both sides of a copy still belong to somebody.
         for copy in self.copies.drain(..) {
             self.executor.copy_block(copy.pool, copy.from, copy.to)?;

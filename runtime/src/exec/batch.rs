@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::exec::Limits;
+use crate::exec::{Limits, RowTask, RowTasks};
 use crate::kv::{BLOCK_TOKENS, NO_BLOCK};
 pub use shimmy_kernels::cpu::Numerics;
 
@@ -60,7 +60,7 @@ pub struct SeqStep {
 }
 
 /// One step's work.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepBatch {
     /// Token ids of all pieces, one after the other.
     pub tokens: Vec<u32>,
@@ -73,6 +73,8 @@ pub struct StepBatch {
     pub seqs: Vec<SeqStep>,
     /// For all of them.
     pub numerics: Numerics,
+    /// What is asked of their rows of logits. Executors that don't keep rows give them whole in any case.
+    pub tasks: RowTasks,
 }
 
 impl StepBatch {
@@ -83,6 +85,7 @@ impl StepBatch {
         self.window_blocks.clear();
         self.seqs.clear();
         self.numerics = Numerics::Fast;
+        self.tasks.clear();
     }
 
     /// Shows `run` the same work as steps of one row, in the order of the rows. `single` is their memory.
@@ -145,6 +148,14 @@ impl StepBatch {
             self.tokens.extend_from_slice(tokens);
             seq.tokens.end += tokens.len();
         }
+    }
+
+    /// Asks the same of all rows of output, of which the first `width` columns are tokens, for an executor that keeps them.
+    pub fn ask_of_all(&mut self, width: usize, task: RowTask) {
+        let num_outputs = self.num_outputs();
+        self.tasks.width = width;
+        self.tasks.rows.clear();
+        self.tasks.rows.resize(num_outputs, Some(task));
     }
 
     /// Rows of output that the batch asks for.
@@ -212,6 +223,10 @@ impl StepBatch {
         let num_outputs = self.num_outputs();
         if num_outputs > limits.max_step_outputs {
             return refuse(format!("{num_outputs} rows of output in a step of at most {}", limits.max_step_outputs));
+        }
+        let num_tasks = self.tasks.rows.len();
+        if num_tasks != 0 && num_tasks != num_outputs {
+            return refuse(format!("{num_tasks} tasks for {num_outputs} rows of output"));
         }
         Ok(())
     }

@@ -84,7 +84,8 @@ fn limits(plan: &Plan, options: &ExecOptions, free: usize) -> Result<Limits> {
     };
     // Rows come as f32 and, for matmuls, quantised.
     let widest = plan.buffers.iter().map(|buffer| buffer.width).max().unwrap_or(0);
-    let a_token = row_bytes(Rows::Tokens) + row_bytes(Rows::Hidden) + row_bytes(Rows::Outputs) + 4 * widest;
+    let reduced = shimmy_kernels::cuda::program::reduce::row_bytes(plan.buffers[plan.output.0].width);
+    let a_token = row_bytes(Rows::Tokens) + row_bytes(Rows::Hidden) + row_bytes(Rows::Outputs) + reduced + 4 * widest;
     // A pool that is smaller than a step's tokens makes steps smaller, too.
     let step_tokens = match options.kv_size {
         KvSize::Tokens(tokens) => options.max_step_tokens.min(tokens.next_multiple_of(BLOCK_TOKENS)),

@@ -15,10 +15,12 @@ pub mod cuda;
 mod lower;
 pub mod options;
 pub mod program;
+pub mod rows;
 
 pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes, kv_bytes_of_context, limits};
 pub use options::{Activations, Backend, Device, ExecOptions, KvSize, WindowKv};
+pub use rows::{Candidate, Draw, KeptRows, MAX_BEST, ReducedRow, RowTask, RowTasks};
 pub use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
 use crate::error::{Error, Result};
@@ -77,8 +79,10 @@ pub struct StepOutput<'a> {
     pub num_rows: usize,
     /// Vocabulary or hidden size.
     pub width: usize,
-    /// `num_rows · width` elements.
+    /// `num_rows · width` elements; none where the rows are kept.
     pub data: &'a [f32],
+    /// The rows, if the executor keeps them and was [asked](StepBatch::tasks) for less.
+    pub kept: Option<&'a dyn KeptRows>,
     /// The hidden states that were asked for, in the same order.
     pub hidden: HiddenRows<'a>,
 }
@@ -100,7 +104,7 @@ impl<'a> HiddenRows<'a> {
 }
 
 impl<'a> StepOutput<'a> {
-    /// Row `row`, of `width` elements.
+    /// Row `row`, of `width` elements, of rows that aren't kept.
     pub fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.width..(row + 1) * self.width]
     }
@@ -163,6 +167,11 @@ pub trait Executor: Send {
 
     /// Other work follows on the same cores: threads that would stay ready for the next step sleep until it comes.
     fn rest(&mut self) {}
+
+    /// Whether it keeps rows of logits to itself when it is [asked](StepBatch::tasks) for less than all of them.
+    fn keeps_rows(&self) -> bool {
+        false
+    }
 
     /// Computes the batch and writes its keys and values to the cache.
     ///

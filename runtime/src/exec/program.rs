@@ -2,12 +2,12 @@
 //!
 //! The step's input arrays are sized at load and reused, so that a step allocates nothing.
 
-use shimmy_kernels::program::{Machine, ProgramError, SeqInput, StepInput};
+use shimmy_kernels::program::{Machine, ProgramError, Reduce, SeqInput, StepInput};
 
 use crate::error::{Error, Result};
 use crate::exec::batch::StepBatch;
 use crate::exec::options::ExecOptions;
-use crate::exec::{Executor, HiddenRows, KvTypes, Limits, PrefixReuse, StepOutput};
+use crate::exec::{Executor, HiddenRows, KeptRows, KvTypes, Limits, PrefixReuse, ReducedRow, RowTasks, StepOutput};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::plan::rope::fill_cos_sin;
 use crate::plan::{Plan, RopeScaling, RopeSpec, Weight};
@@ -117,6 +117,9 @@ impl<M: Machine> ProgramExecutor<M> {
             self.hidden.extend(seq.output.hidden(seq.tokens.clone()).map(|row| row as u32));
         }
         self.fill_ropes(batch)?;
+        let RowTasks { width, rows } = &batch.tasks;
+        let is_kept = self.program.reduces() && !rows.is_empty();
+        let reduce = is_kept.then(|| Reduce { width: self.width.min(*width), tasks: rows });
         let input = StepInput {
             tokens: &batch.tokens,
             seqs: &self.seqs,
@@ -127,11 +130,24 @@ impl<M: Machine> ProgramExecutor<M> {
             hidden: &self.hidden,
             ropes: &self.tables,
             numerics: batch.numerics,
+            reduce,
         };
         self.program.run(&input).map_err(|error| Error::EngineStopped(error.to_string()))?;
         let hidden = HiddenRows { width: self.hidden_width, data: self.program.hidden(self.hidden.len()) };
         let (num_rows, width) = (self.outputs.len(), self.width);
-        Ok(StepOutput { num_rows, width, data: self.program.outputs(num_rows), hidden })
+        let (data, kept): (&[f32], Option<&dyn KeptRows>) =
+            if is_kept { (&[], Some(&*self)) } else { (self.program.outputs(num_rows), None) };
+        Ok(StepOutput { num_rows, width, data, kept, hidden })
+    }
+}
+
+impl<M: Machine> KeptRows for ProgramExecutor<M> {
+    fn reduced(&self, row: usize) -> Option<ReducedRow<'_>> {
+        self.program.reduced(row)
+    }
+
+    fn read(&self, row: usize, into: &mut Vec<f32>) -> Result<()> {
+        self.program.read_output(row, into).map_err(|error| Error::EngineStopped(error.to_string()))
     }
 }
 
@@ -171,6 +187,10 @@ impl<M: Machine> Executor for ProgramExecutor<M> {
 
     fn write_block(&mut self, pool: KvPool, block: u32, bytes: &[u8]) -> Result<()> {
         self.program.write_block(pool, block, bytes).map_err(bad_block)
+    }
+
+    fn keeps_rows(&self) -> bool {
+        self.program.reduces()
     }
 
     fn rest(&mut self) {

@@ -1,10 +1,13 @@
-//! Tokens per second of an executor, without sampling or text around it.
+//! Tokens per second of an executor, without sampling or text around it. One that keeps rows of logits is asked for what the
+//! sampler's defaults need of them.
 
 use std::time::Instant;
 
+use crate::engine::SamplingParams;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, OutputRows, StepBatch};
 use crate::kv::BLOCK_TOKENS;
+use crate::sample::Sampler;
 
 /// What to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +80,7 @@ pub fn measure(
         blocks_each: work.sequence_tokens().div_ceil(BLOCK_TOKENS),
         piece: limits.max_step_tokens,
         executor,
+        vocab_size,
         batch: StepBatch::default(),
     };
     for sequence in 0..work.parallel {
@@ -114,6 +118,7 @@ struct Bench<'a> {
     blocks_each: usize,
     /// Tokens of a prompt in one step.
     piece: usize,
+    vocab_size: usize,
     batch: StepBatch,
 }
 
@@ -132,7 +137,7 @@ impl Bench<'_> {
             let to = (from + self.piece).min(end);
             self.batch.clear();
             self.push(sequence, from, to, end, if to == end { last } else { OutputRows::None });
-            self.executor.step(&self.batch)?;
+            self.step()?;
         }
         Ok(())
     }
@@ -144,11 +149,22 @@ impl Bench<'_> {
             for sequence in 0..parallel {
                 self.push(sequence, at, at + 1, at + 1, OutputRows::Last);
             }
-            self.executor.step(&self.batch)?;
+            self.step()?;
         }
         Ok(())
     }
+
+    fn step(&mut self) -> Result<()> {
+        if self.executor.keeps_rows()
+            && let Some(task) = Sampler::new(SamplingParams::default()).task(self.vocab_size, 0)
+        {
+            self.batch.ask_of_all(self.vocab_size, task);
+        }
+        self.executor.step(&self.batch)?;
+        Ok(())
+    }
 }
+
 /// The middle value; 0 of none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();

@@ -14,6 +14,9 @@
 //! 7. `min_p`: of what is left, tokens with at least this share of the best one's probability.
 //! 8. `temperature`: a token is drawn from the softmax of logit / temperature over what is left.
 //!
+//! A device that keeps its rows sends what most requests need of them, and [`Sampler::sample_reduced`] chooses the same tokens
+//! from that.
+//!
 //! The same seed gives the same tokens on every platform: the generator is ChaCha8, the exponential is our own
 //! ([`math`]), and sums run in a fixed order.
 #![forbid(unsafe_code)]
@@ -21,10 +24,12 @@
 mod logprobs;
 pub mod math;
 mod nucleus;
+pub(crate) mod reduced;
 mod sampler;
 mod select;
 #[cfg(test)]
 mod tests;
 
 pub use logprobs::{Logprobs, logprobs};
+pub use reduced::logprobs_reduced;
 pub use sampler::{Sampler, Scratch, random_seed};

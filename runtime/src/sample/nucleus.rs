@@ -5,7 +5,7 @@ use super::select::{Candidate, GROUP, by_rank, top_k};
 use crate::error::Result;
 
 /// Candidates that are selected and sorted first: nearly always they hold the share that is asked for.
-const FIRST: usize = 256;
+pub(super) const FIRST: usize = 256;
 /// Ranges of logits in a natural unit, when `FIRST` candidates are too few.
 const RANGES_PER_UNIT: f32 = 16.0;
 /// Ranges down to where [`exp_nonpositive`] is 0.
@@ -72,11 +72,16 @@ pub(super) fn top_p_of_all(
     Ok(())
 }
 
+/// Tokens with lower logits have less than the share `min_p` of the best one's probability. A logarithm with room for its
+/// error, which differs between platforms: of the others, `exp_nonpositive` decides who is in.
+pub(super) fn min_p_threshold(min_p: f32, max: f32) -> f32 {
+    max + min_p.ln() * (1.0 + 1e-5) - max.abs() * 1e-6 - 1e-5
+}
+
 /// Tokens that may have at least the share `min_p` of the best one's probability, in the order of their ids; a few that
 /// have a hair less may be among them. `max` is the highest logit, `min_p` above 0.
 pub(super) fn min_p_of_all(logits: &[f32], min_p: f32, max: f32, candidates: &mut Vec<Candidate>) {
-    // A logarithm with room for its error, which differs between platforms: who is in is decided by `exp_nonpositive`.
-    let threshold = max + min_p.ln() * (1.0 + 1e-5) - max.abs() * 1e-6 - 1e-5;
+    let threshold = min_p_threshold(min_p, max);
     candidates.clear();
     for (index, group) in logits.chunks(GROUP).enumerate() {
         if group.iter().map(|&logit| u32::from(logit >= threshold)).sum::<u32>() == 0 {

@@ -87,7 +87,7 @@ impl Sampler {
         self.params.repeat_penalty != 1.0 && self.params.repeat_last_n > 0
     }
 
-    fn changes_logits(&self) -> bool {
+    pub(super) fn changes_logits(&self) -> bool {
         !self.params.logit_bias.is_empty() || self.counts_tokens() || self.repeats()
     }
 
@@ -123,16 +123,12 @@ impl Sampler {
         if temperature == 0.0 {
             return Ok(argmax(logits)?.0);
         }
-        let Scratch { candidates, weights, sums, .. } = scratch;
+        let Scratch { candidates, sums, .. } = scratch;
         let max = if k > 0 && k < logits.len() {
             top_k(logits, k, candidates)?;
             candidates.sort_unstable_by(by_rank);
             let max = candidates[0].logit;
-            if top_p < 1.0 {
-                let total = candidates.iter().map(|c| f64::from(exp_nonpositive(c.logit - max))).sum::<f64>();
-                let kept = prefix_with(candidates, f64::from(top_p) * total, max);
-                candidates.truncate(kept.unwrap_or(candidates.len()));
-            }
+            Self::cut_best(candidates, top_p, max);
             max
         } else {
             let (_, max) = argmax(logits)?;
@@ -145,12 +141,22 @@ impl Sampler {
             }
             max
         };
-        candidates.retain(|c| exp_nonpositive(c.logit - max) >= min_p);
-        Ok(self.draw(candidates, max, weights))
+        Ok(self.finish(max, scratch))
     }
 
-    /// Draws one of the candidates, of which at least one has the logit `max`.
-    fn draw(&mut self, candidates: &[Candidate], max: f32, weights: &mut Vec<f32>) -> u32 {
+    /// Leaves of the best tokens, best first, those that have the share `top_p` of them.
+    pub(super) fn cut_best(candidates: &mut Vec<Candidate>, top_p: f32, max: f32) {
+        if top_p < 1.0 {
+            let total = candidates.iter().map(|c| f64::from(exp_nonpositive(c.logit - max))).sum::<f64>();
+            let kept = prefix_with(candidates, f64::from(top_p) * total, max);
+            candidates.truncate(kept.unwrap_or(candidates.len()));
+        }
+    }
+
+    /// Draws one of the scratch's candidates that have their share of the best one's, which has the logit `max`.
+    pub(super) fn finish(&mut self, max: f32, scratch: &mut Scratch) -> u32 {
+        let Scratch { candidates, weights, .. } = scratch;
+        candidates.retain(|c| exp_nonpositive(c.logit - max) >= self.params.min_p);
         weights.clear();
         weights.extend(candidates.iter().map(|c| exp_nonpositive((c.logit - max) / self.params.temperature)));
         let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
@@ -179,10 +185,27 @@ impl Sampler {
         (start + index) as u32
     }
 
-    /// In [0, 1), a multiple of 2^-53.
-    fn uniform(&mut self) -> f64 {
-        (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    pub(super) fn params(&self) -> &SamplingParams {
+        &self.params
     }
+
+    /// In [0, 1), a multiple of 2^-53.
+    pub(super) fn uniform(&mut self) -> f64 {
+        uniform(&mut self.rng)
+    }
+
+    /// What [`uniform`](Self::uniform) will give after so many others.
+    pub(super) fn uniform_after(&self, num_before: usize) -> f64 {
+        let mut rng = self.rng.clone();
+        (0..num_before).for_each(|_| {
+            rng.next_u64();
+        });
+        uniform(&mut rng)
+    }
+}
+
+fn uniform(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// The first index at which the running sum of the weights passes `target`. A target that rounding put beyond the last

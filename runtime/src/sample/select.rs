@@ -4,16 +4,10 @@ use std::cmp::Ordering;
 
 use super::math::{bad_logits, check_logit};
 use crate::error::Result;
+pub(super) use crate::exec::Candidate;
 
 /// Logits that are looked at together: one compare pass decides whether any of them matters.
 pub(super) const GROUP: usize = 64;
-
-/// A token that may be drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) logit: f32,
-    pub(super) id: u32,
-}
 
 /// Highest logit first, of equal ones the lowest id: a total order, as no logit is NaN.
 pub(super) fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {

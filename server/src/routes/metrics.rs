@@ -150,6 +150,11 @@ fn add_model(families: &mut Families, model: &LoadedModel) {
             stats.recalled_tokens,
         ),
         ("shimmy_embeddings_total", "Embeddings computed.", stats.embeddings),
+        (
+            "shimmy_fetched_rows_total",
+            "Rows of logits that came whole from a GPU, as their sampling needed all of them.",
+            stats.fetched_rows,
+        ),
         ("shimmy_steps_total", "Steps of the engine.", stats.steps),
         ("shimmy_requests_cancelled_total", "Generations whose client went away.", stats.cancelled),
         ("shimmy_requests_failed_total", "Generations that failed.", stats.failed),

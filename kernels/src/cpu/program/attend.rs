@@ -127,15 +127,17 @@ impl Run<'_> {
             // SAFETY: queries are complete since the last barrier.
             *slot = (unsafe { self.row(&span, row) }, start.max(within.start)..end.min(within.end));
         }
-        let blocks = self.code.num_blocks_in(cache.pool) * cache.num_kv_heads;
-        let (k_len, v_len) =
-            (blocks * self.code.kv.k.block_bytes(cache.k_dim), blocks * self.code.kv.v.block_bytes(cache.v_dim));
+        let blocks = self.code.size.num_blocks_in(cache.pool) * cache.num_kv_heads;
+        let (k_len, v_len) = (
+            blocks * self.code.size.kv.k.block_bytes(cache.k_dim),
+            blocks * self.code.size.kv.v.block_bytes(cache.v_dim),
+        );
         // SAFETY: nobody writes to the cache between the barriers around this instruction.
         let (k, v) =
             unsafe { (self.memory.kv.slice(cache.k..cache.k + k_len), self.memory.kv.slice(cache.v..cache.v + v_len)) };
         let args = TileArgs {
             queries: &tile[..queries.len()],
-            kv: self.code.kv,
+            kv: self.code.size.kv,
             k,
             v,
             table: &self.input.blocks_in(cache.pool)[seq.table.clone()],

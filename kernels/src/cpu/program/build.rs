@@ -24,11 +24,6 @@ impl Program {
         builder.check_all(&output, &size)?;
         check_size(&builder, &size).map_err(ProgramError::Step)?;
 
-        let row_count = |rows| match rows {
-            Rows::Tokens => size.max_tokens,
-            Rows::Outputs => size.max_outputs,
-            Rows::Hidden => size.max_tokens,
-        };
         let mut arena_len = 0;
         let buffers: Vec<BufferSlot> = builder
             .buffers
@@ -36,7 +31,7 @@ impl Program {
             .map(|&(width, rows)| {
                 let offset = arena_len;
                 // Rows of other buffers never share a cache line with this one's.
-                arena_len = (offset + width * row_count(rows)).next_multiple_of(16);
+                arena_len = (offset + width * size.max_rows(rows)).next_multiple_of(16);
                 BufferSlot { offset, width, rows }
             })
             .collect();
@@ -62,10 +57,7 @@ impl Program {
             .caches
             .iter()
             .map(|&CacheShape { pool, num_kv_heads, k_dim, v_dim }| {
-                let num_blocks = match pool {
-                    KvPool::Full => size.num_blocks,
-                    KvPool::Window => size.num_window_blocks,
-                };
+                let num_blocks = size.num_blocks_in(pool);
                 let k = kv_bytes;
                 let v = k + num_blocks * num_kv_heads * size.kv.k.block_bytes(k_dim);
                 kv_bytes = v + num_blocks * num_kv_heads * size.kv.v.block_bytes(v_dim);
@@ -126,11 +118,7 @@ impl Program {
             instrs,
             output,
             hidden: builder.hidden,
-            max_tokens: size.max_tokens,
-            max_outputs: size.max_outputs,
-            num_blocks: size.num_blocks,
-            num_window_blocks: size.num_window_blocks,
-            kv: size.kv,
+            size,
             rope_halves: builder.rope_halves,
         };
         Ok(Program { code, memory, team })

@@ -60,11 +60,7 @@ struct Code {
     output: Span,
     /// Hidden states that a step can return beside its outputs.
     hidden: Option<Span>,
-    max_tokens: usize,
-    max_outputs: usize,
-    num_blocks: usize,
-    num_window_blocks: usize,
-    kv: KvTypes,
+    size: ProgramSize,
     /// Values of cos (and of sin) a token, for each rope table.
     rope_halves: Vec<usize>,
 }
@@ -145,20 +141,12 @@ struct WorkerScratch {
 impl Program {
     /// Tokens that a step takes at most.
     pub fn max_tokens(&self) -> usize {
-        self.code.max_tokens
+        self.code.size.max_tokens
     }
 
     /// Blocks of [`super::attention::KV_BLOCK`] tokens in a KV pool.
     pub fn num_blocks(&self, pool: KvPool) -> usize {
-        self.code.num_blocks_in(pool)
-    }
-
-    fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
-        let num_blocks = self.code.num_blocks_in(pool);
-        if (block as usize) < num_blocks {
-            return Ok(());
-        }
-        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
+        self.code.size.num_blocks_in(pool)
     }
 
     /// Workers.
@@ -173,17 +161,10 @@ impl Program {
 }
 
 impl Code {
-    fn num_blocks_in(&self, pool: KvPool) -> usize {
-        match pool {
-            KvPool::Full => self.num_blocks,
-            KvPool::Window => self.num_window_blocks,
-        }
-    }
-
     /// Where a block's keys and values lie in the KV arena, in bytes: two ranges a cache of its pool, always in the same
     /// order.
     fn block_ranges(&self, pool: KvPool, block: u32) -> impl Iterator<Item = Range<usize>> {
-        let KvTypes { k, v } = self.kv;
+        let KvTypes { k, v } = self.size.kv;
         let caches = self.caches.iter().filter(move |cache| cache.pool == pool);
         caches.flat_map(move |cache| {
             [(cache.k, k.block_bytes(cache.k_dim)), (cache.v, v.block_bytes(cache.v_dim))].map(|(start, head_bytes)| {

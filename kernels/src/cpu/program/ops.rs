@@ -415,7 +415,7 @@ impl<'a> Run<'a> {
         let slot = position % KV_BLOCK;
         // SAFETY: own row.
         let (k, v) = unsafe { (self.row(k, row), self.row(v, row)) };
-        let kv = self.code.kv;
+        let kv = self.code.size.kv;
         let (k_bytes, v_bytes) = (kv.k.block_bytes(cache.k_dim), kv.v.block_bytes(cache.v_dim));
         for (head, (k, v)) in k.chunks_exact(cache.k_dim).zip(v.chunks_exact(cache.v_dim)).enumerate() {
             let index = block * cache.num_kv_heads + head;

@@ -36,21 +36,29 @@ impl Machine for Program {
 
     fn outputs(&self, num_rows: usize) -> &[f32] {
         let slot = &self.code.buffers[self.code.output.buf.0];
-        let num_rows = num_rows.min(self.code.max_outputs);
+        let num_rows = num_rows.min(self.code.size.max_outputs);
         // SAFETY: the team is done, and the next step needs the program exclusively.
         unsafe { self.memory.arena.slice(slot.offset..slot.offset + num_rows * slot.width) }
+    }
+
+    fn read_output(&self, row: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
+        self.code.size.check_output(row)?;
+        let width = self.code.output.width;
+        into.clear();
+        into.extend_from_slice(&self.outputs(row + 1)[row * width..]);
+        Ok(())
     }
 
     fn hidden(&self, num_rows: usize) -> &[f32] {
         let Some(span) = &self.code.hidden else { return &[] };
         let slot = &self.code.buffers[span.buf.0];
-        let num_rows = num_rows.min(self.code.max_tokens);
+        let num_rows = num_rows.min(self.code.size.max_tokens);
         // SAFETY: the team is done, and the next step needs the program exclusively.
         unsafe { self.memory.arena.slice(slot.offset..slot.offset + num_rows * slot.width) }
     }
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
-        self.check_block(pool, from.max(to))?;
+        self.code.size.check_block(pool, from.max(to))?;
         for (from, to) in self.code.block_ranges(pool, from).zip(self.code.block_ranges(pool, to)) {
             self.memory.kv.copy_within(from, to.start);
         }
@@ -62,7 +70,7 @@ impl Machine for Program {
     }
 
     fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
+        self.code.size.check_block(pool, block)?;
         for range in self.code.block_ranges(pool, block) {
             into.extend_from_slice(self.memory.kv.get_mut(range));
         }
@@ -70,11 +78,7 @@ impl Machine for Program {
     }
 
     fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
-        if bytes.len() != self.block_bytes(pool) {
-            let what = format!("{} bytes for a block of {}", bytes.len(), self.block_bytes(pool));
-            return Err(ProgramError::Step(what));
-        }
+        self.code.size.check_write(pool, block, bytes, self.block_bytes(pool))?;
         for range in self.code.block_ranges(pool, block) {
             let (part, rest) = bytes.split_at(range.len());
             self.memory.kv.get_mut(range).copy_from_slice(part);

@@ -104,6 +104,7 @@ fn a_copied_block_is_read_like_its_original() {
                 hidden: &[],
                 ropes: &[],
                 numerics,
+                reduce: None,
             };
             program.run(&input).unwrap().to_vec()
         };
@@ -174,6 +175,7 @@ fn a_window_in_a_pool_of_its_own_gives_the_same_bits_and_reads_no_hole() {
                 hidden: &[],
                 ropes: &[],
                 numerics: Numerics::Fast,
+                reduce: None,
             };
             let bits = |program: &mut Program, input: &StepInput<'_>| -> Vec<u32> {
                 program.run(input).unwrap().iter().map(|x| x.to_bits()).collect()
@@ -231,6 +233,7 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
             hidden: &[],
             ropes: &[],
             numerics,
+            reduce: None,
         };
         program.run(&input).unwrap().to_vec()
     };
@@ -285,6 +288,7 @@ fn an_invariant_sequence_is_the_same_in_any_company() {
                 hidden: &[],
                 ropes: &[],
                 numerics: Numerics::Invariant,
+                reduce: None,
             };
             last = program.run(&input).unwrap().iter().map(|x| x.to_bits()).collect();
         }
@@ -525,6 +529,7 @@ fn hidden_states_are_gathered_apart_from_the_outputs() {
         hidden,
         ropes: &[],
         numerics: Numerics::Fast,
+        reduce: None,
     };
     let row = |token: usize, factor: f32| (0..32).map(move |i| factor * (token * 32 + i) as f32);
     let mut with = program(true);

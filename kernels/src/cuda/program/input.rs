@@ -1,5 +1,6 @@
 //! A step's input on the device: all arrays in one upload.
 
+use super::reduce::{TASK_WORDS, words as task_words};
 use super::{Code, GRAPH_TOKENS};
 use crate::cuda::args::RowsInKv;
 use crate::cuda::{CudaError, DeviceBuffer, Gpu, HostBuffer};
@@ -15,6 +16,8 @@ pub(super) struct InputLayout {
     window_tables: usize,
     pub(super) outputs: usize,
     pub(super) hidden: usize,
+    /// Of outputs that are reduced: 4 words each.
+    pub(super) tasks: usize,
     /// cos and sin of each rope table.
     pub(super) ropes: Vec<[usize; 2]>,
     /// Tiles of attention on the tensor cores, by [`Code::tile_rows`]: where their list is and how many they are. Empty in
@@ -41,6 +44,7 @@ impl InputLayout {
         };
         let [tokens, positions, ends, tables, window_tables] = [num_rows; 5].map(&mut take);
         let (outputs, hidden) = (take(input.outputs.len()), take(input.hidden.len()));
+        let tasks = take(input.reduce.map_or(0, |reduce| reduce.tasks.len() * TASK_WORDS));
         let ropes = code.rope_halves.iter().map(|half| [num_rows * half; 2].map(&mut take)).collect();
         let tiled: &[usize] = if num_rows > GRAPH_TOKENS { &code.tile_rows } else { &[] };
         let tiles = tiled
@@ -51,7 +55,7 @@ impl InputLayout {
             })
             .collect();
         let blocks = take(input.blocks.len() + input.window_blocks.len());
-        Self { tokens, positions, ends, tables, window_tables, outputs, hidden, ropes, tiles, blocks, len: end }
+        Self { tokens, positions, ends, tables, window_tables, outputs, hidden, tasks, ropes, tiles, blocks, len: end }
     }
 
     /// Where the list of tiles of so many rows is, and its length.
@@ -114,6 +118,8 @@ impl DeviceInput {
         put(layout.window_tables, &mut rows().map(|row| (input.blocks.len() + seq(row).table.start) as u32));
         put(layout.outputs, &mut input.outputs.iter().copied());
         put(layout.hidden, &mut input.hidden.iter().copied());
+        let tasks = input.reduce.iter().flat_map(|reduce| reduce.tasks);
+        put(layout.tasks, &mut tasks.flat_map(|task| task_words(task.as_ref())));
         for ((half, offsets), (cos, sin)) in code.rope_halves.iter().zip(&layout.ropes).zip(input.ropes) {
             let len = half * input.tokens.len();
             put(offsets[0], &mut cos[..len].iter().map(|x| x.to_bits()));

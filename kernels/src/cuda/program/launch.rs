@@ -3,6 +3,7 @@
 use super::attend::AttendFunctions;
 use super::input::InputLayout;
 use super::memory::{ActSlot, Arena, Matrix, RowsSlot};
+use super::reduce::ReduceShape;
 use super::{Code, Numerics};
 use crate::cpu::vector::{Activation, RopePairs};
 use crate::cuda::args::{Acts, EmbedArgs, GatherArgs, MapArgs, NormArgs, QuantizeArgs, RopeArgs};
@@ -52,6 +53,8 @@ pub(super) struct StepShape {
     /// The positions of the longest sequence, rounded up to a power of two of splits.
     pub(super) positions: usize,
     pub(super) is_invariant: bool,
+    /// What outputs are reduced to.
+    pub(super) reduce: Option<ReduceShape>,
 }
 
 impl StepShape {
@@ -65,6 +68,7 @@ impl StepShape {
             hidden: input.hidden.len(),
             positions: longest.div_ceil(split).next_power_of_two() * split,
             is_invariant,
+            reduce: input.reduce.as_ref().filter(|_| code.reducer.is_some()).map(ReduceShape::of),
         }
     }
 
@@ -151,7 +155,10 @@ impl Code {
             }
             step.launch(instr)?;
         }
-        Ok(())
+        match (&self.reducer, &shape.reduce) {
+            (Some(reducer), Some(wanted)) => step.reduce(reducer, wanted),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -164,16 +164,8 @@ impl Arena {
         size: &ProgramSize,
     ) -> Result<Self, CudaError> {
         let mut layout = Layout::default();
-        let row_offsets: Vec<usize> = buffers
-            .iter()
-            .map(|&(width, rows)| {
-                let num_rows = match rows {
-                    Rows::Tokens | Rows::Hidden => size.max_tokens,
-                    Rows::Outputs => size.max_outputs,
-                };
-                layout.take(width * num_rows * size_of::<f32>())
-            })
-            .collect();
+        let row_offsets: Vec<usize> =
+            buffers.iter().map(|&(width, rows)| layout.take(width * size.max_rows(rows) * size_of::<f32>())).collect();
         let num_rows = size.max_tokens.max(size.max_outputs);
         let act_offsets: Vec<[usize; 3]> = acts
             .iter()
@@ -193,10 +185,11 @@ impl Arena {
 }
 
 impl Arena {
-    /// Waits for the rows of a whole buffer, from the first on.
-    pub(super) fn download(&self, gpu: &Gpu, buf: BufId, into: &mut [f32]) -> Result<(), CudaError> {
-        let offset = self.rows[buf.0].address - self.buffer.address();
-        gpu.download(&self.buffer, offset as usize, bytemuck::cast_slice_mut(into))
+    /// Waits for the rows of a whole buffer, from row `row` on.
+    pub(super) fn download(&self, gpu: &Gpu, buf: BufId, row: usize, into: &mut [f32]) -> Result<(), CudaError> {
+        let RowsSlot { address, width, .. } = self.rows[buf.0];
+        let offset = (address - self.buffer.address()) as usize + row * width * size_of::<f32>();
+        gpu.download(&self.buffer, offset, bytemuck::cast_slice_mut(into))
     }
 }
 
@@ -213,10 +206,7 @@ impl KvMemory {
         let caches = shapes
             .iter()
             .map(|&shape| {
-                let num_blocks = match shape.pool {
-                    KvPool::Full => size.num_blocks,
-                    KvPool::Window => size.num_window_blocks,
-                };
+                let num_blocks = size.num_blocks_in(shape.pool);
                 let [k_bytes, v_bytes] = [(k, shape.k_dim), (v, shape.v_dim)]
                     .map(|(kv, dim)| shape.num_kv_heads * head_block_bytes(kv, dim));
                 let (k, v) = (layout.take(num_blocks * k_bytes), layout.take(num_blocks * v_bytes));

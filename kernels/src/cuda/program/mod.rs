@@ -6,8 +6,9 @@
 //! | `memory` | matrices, buffers and the KV cache on the device |
 //! | `input` | a step's input as one upload |
 //! | `launch`, `matmul`, `attend` | what each instruction launches |
+//! | [`reduce`] | rows of logits that stay on the device |
 //!
-//! A step is one upload, the launches, and one download of what was asked for. Steps of few tokens are recorded as graphs when
+//! A step is one upload, the launches, and one download of what was asked for: of outputs that are reduced, that alone. Steps of few tokens are recorded as graphs when
 //! they come a second time: then the launches cost the host one call. Whatever differs from step to step (tokens, positions,
 //! block tables) lies in the uploaded input; what decides the launches themselves is the graph's key.
 
@@ -16,6 +17,7 @@ mod input;
 mod launch;
 mod matmul;
 mod memory;
+pub mod reduce;
 #[cfg(test)]
 mod tests;
 
@@ -25,10 +27,11 @@ use super::{CudaError, DeviceBuffer, Gpu, Graph};
 use crate::cpu::Numerics;
 use crate::cpu::kv::KvPool;
 use crate::program::input::InputCheck;
-use crate::program::{Instr, Machine, ProgramBuilder, ProgramError, ProgramSize, Span, StepInput};
+use crate::program::{Instr, Machine, ProgramBuilder, ProgramError, ProgramSize, ReducedRow, Span, StepInput};
 use input::InputLayout;
 use launch::{Functions, StepShape};
 use memory::{Arena, KvMemory, Matrix};
+use reduce::{ReducedRows, Reducer};
 
 /// Steps of more tokens are launched one by one: their kernels take longer than the launches.
 const GRAPH_TOKENS: usize = 64;
@@ -45,7 +48,9 @@ pub struct CudaProgram {
     input: input::DeviceInput,
     /// `None`: the shape was seen once.
     graphs: HashMap<StepShape, Option<Graph>>,
+    /// Empty after a step whose outputs were reduced.
     outputs: Vec<f32>,
+    reduced: ReducedRows,
     hidden: Vec<f32>,
 }
 
@@ -67,6 +72,8 @@ struct Code {
     tile_rows: Vec<usize>,
     instrs: Vec<Instr>,
     output: Span,
+    /// `None`: outputs are longer than it takes.
+    reducer: Option<Reducer>,
     hidden: Option<Span>,
     rope_halves: Vec<usize>,
 }
@@ -127,6 +134,7 @@ impl CudaProgram {
             parts,
             tile_rows,
             instrs: builder.instrs,
+            reducer: Reducer::new(gpu, output.width, size.max_outputs)?,
             output,
             hidden: builder.hidden,
             rope_halves: builder.rope_halves,
@@ -139,6 +147,7 @@ impl CudaProgram {
             input: input::DeviceInput::default(),
             graphs: HashMap::new(),
             outputs: Vec::new(),
+            reduced: ReducedRows::default(),
             hidden: Vec::new(),
             code,
         })
@@ -147,17 +156,6 @@ impl CudaProgram {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
-    }
-
-    fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
-        let num_blocks = match pool {
-            KvPool::Full => self.code.size.num_blocks,
-            KvPool::Window => self.code.size.num_window_blocks,
-        };
-        if (block as usize) < num_blocks {
-            return Ok(());
-        }
-        Err(ProgramError::Step(format!("block {block} of a pool of {num_blocks}")))
     }
 
     /// Runs the launches of a step whose input is on the device.
@@ -189,7 +187,7 @@ impl CudaProgram {
     /// Downloads the first rows of a whole buffer.
     fn download(gpu: &Gpu, code: &Code, span: &Span, num_rows: usize, into: &mut Vec<f32>) -> Result<(), CudaError> {
         into.resize(num_rows * span.width, 0.0);
-        code.arena.download(gpu, span.buf, into)
+        code.arena.download(gpu, span.buf, 0, into)
     }
 }
 
@@ -200,6 +198,9 @@ impl Machine for CudaProgram {
 
     fn run(&mut self, input: &StepInput<'_>) -> Result<&[f32], ProgramError> {
         self.check.check(input).map_err(ProgramError::Step)?;
+        if let Some(reduce) = &input.reduce {
+            reduce.check(input.outputs.len(), self.code.output.width).map_err(ProgramError::Step)?;
+        }
         let shape = StepShape::of(&self.code, input);
         let layout = InputLayout::of(&self.code, input);
         if self.input.upload(&self.gpu, &layout, &self.code, input)? {
@@ -207,7 +208,12 @@ impl Machine for CudaProgram {
             self.graphs.clear();
         }
         self.launch(shape, &layout)?;
-        Self::download(&self.gpu, &self.code, &self.code.output, input.outputs.len(), &mut self.outputs)?;
+        self.outputs.clear();
+        self.reduced.clear();
+        match (&self.code.reducer, &shape.reduce, &input.reduce) {
+            (Some(reducer), Some(shape), Some(reduce)) => self.reduced.download(&self.gpu, reducer, shape, reduce)?,
+            _ => Self::download(&self.gpu, &self.code, &self.code.output, input.outputs.len(), &mut self.outputs)?,
+        }
         if let Some(hidden) = &self.code.hidden {
             Self::download(&self.gpu, &self.code, hidden, input.hidden.len(), &mut self.hidden)?;
         }
@@ -219,13 +225,27 @@ impl Machine for CudaProgram {
         &self.outputs[..len]
     }
 
+    fn reduces(&self) -> bool {
+        self.code.reducer.is_some()
+    }
+
+    fn reduced(&self, row: usize) -> Option<ReducedRow<'_>> {
+        self.reduced.row(row)
+    }
+
+    fn read_output(&self, row: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
+        self.code.size.check_output(row)?;
+        into.resize(self.code.output.width, 0.0);
+        Ok(self.code.arena.download(&self.gpu, self.code.output.buf, row, into)?)
+    }
+
     fn hidden(&self, num_rows: usize) -> &[f32] {
         let Some(span) = &self.code.hidden else { return &[] };
         &self.hidden[..(num_rows * span.width).min(self.hidden.len())]
     }
 
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<(), ProgramError> {
-        self.check_block(pool, from.max(to))?;
+        self.code.size.check_block(pool, from.max(to))?;
         if from == to {
             return Ok(());
         }
@@ -241,7 +261,7 @@ impl Machine for CudaProgram {
     }
 
     fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
+        self.code.size.check_block(pool, block)?;
         for (offset, bytes) in self.code.kv.ranges(pool, block) {
             let start = into.len();
             into.resize(start + bytes, 0);
@@ -251,11 +271,7 @@ impl Machine for CudaProgram {
     }
 
     fn write_block(&mut self, pool: KvPool, block: u32, mut bytes: &[u8]) -> Result<(), ProgramError> {
-        self.check_block(pool, block)?;
-        if bytes.len() != self.block_bytes(pool) {
-            let what = format!("{} bytes for a block of {}", bytes.len(), self.block_bytes(pool));
-            return Err(ProgramError::Step(what));
-        }
+        self.code.size.check_write(pool, block, bytes, self.block_bytes(pool))?;
         for (offset, len) in self.code.kv.ranges(pool, block) {
             let (part, rest) = bytes.split_at(len);
             self.gpu.upload(&self.code.kv.buffer, offset, part)?;

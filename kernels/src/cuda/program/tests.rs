@@ -18,7 +18,7 @@ use crate::quant::{
 };
 
 /// The devices to test on: the emulated one as each architecture's PTX, once with all checks, and the first real one.
-fn devices() -> Vec<Gpu> {
+pub(super) fn devices() -> Vec<Gpu> {
     let mut devices: Vec<Gpu> = [((7, 5), Checks::FAST), ((8, 0), Checks::ALL), ((9, 0), Checks::FAST)]
         .map(|(compute_capability, checks)| Emulation { compute_capability, checks, ..Emulation::default() })
         .map(|emulation| Gpu::emulated(&emulation).unwrap())
@@ -73,6 +73,7 @@ fn one_sequence(tokens: &[u32], start: usize, outputs: &[u32], run: impl FnOnce(
         hidden: &[],
         ropes: &[],
         numerics: Numerics::Fast,
+        reduce: None,
     };
     run(&input);
 }
@@ -285,6 +286,7 @@ fn a_window_in_a_pool_of_its_own_gives_the_same_bits() {
                 hidden: &[],
                 ropes: &[],
                 numerics: Numerics::Fast,
+                reduce: None,
             };
             program.run(&input).unwrap().to_vec()
         };
@@ -345,6 +347,7 @@ fn blocks_are_copied_read_and_written_like_their_originals() {
                 hidden: &[],
                 ropes: &[],
                 numerics: Numerics::Fast,
+                reduce: None,
             };
             program.run(&input).unwrap().to_vec()
         };

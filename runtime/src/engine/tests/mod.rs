@@ -1,9 +1,11 @@
 //! Engine tests on executors without a model: one generation and many, their ends, and those of the engine. What
-//! generations share is in `sharing`, embeddings are in `embedding`, what leaves a window in `window`, what outlives the engine in `keep`.
+//! generations share is in `sharing`, embeddings are in `embedding`, what leaves a window in `window`, what outlives the engine in `keep`,
+//! rows that stay on a device in `rows`.
 
 mod drafting;
 mod embedding;
 mod keep;
+mod rows;
 mod sharing;
 mod window;
 

@@ -384,6 +384,6 @@ impl Executor for CandleExecutor {
         }
         let hidden_width = self.plan.hidden.map_or(0, |hidden| self.plan.buffers[hidden.0].width);
         let hidden = HiddenRows { width: hidden_width, data: &self.hidden };
-        Ok(StepOutput { num_rows, width, data: &self.output, hidden })
+        Ok(StepOutput { num_rows, width, data: &self.output, kept: None, hidden })
     }
 }

@@ -23,7 +23,7 @@ fn c16(lane: usize, i: usize) -> (usize, usize) {
     (lane >> 2 | if i < 2 { 0 } else { 8 }, (lane % 4) * 2 + (i & 1))
 }
 
-const SHAPES: [Shape; 5] = [
+const SHAPES: [Shape; 7] = [
     Shape {
         name: "m16n8k8",
         types: "f16",
@@ -80,6 +80,26 @@ const SHAPES: [Shape; 5] = [
         b: |lane, i| ((lane % 4) * 4 + i, lane >> 2),
         c: |lane, i| (lane >> 2, (lane % 4) * 2 + i),
     },
+    Shape {
+        name: "m16n8k4",
+        types: "tf32",
+        k: 4,
+        rows: 16,
+        counts: [2, 1, 4],
+        a: |lane, i| ((lane >> 2) + 8 * i, lane % 4),
+        b: |lane, _| (lane % 4, lane >> 2),
+        c: c16,
+    },
+    Shape {
+        name: "m16n8k8",
+        types: "tf32",
+        k: 8,
+        rows: 16,
+        counts: [4, 2, 4],
+        a: |lane, i| ((lane >> 2) + if i % 2 == 0 { 0 } else { 8 }, lane % 4 + if i < 2 { 0 } else { 4 }),
+        b: |lane, i| (lane % 4 + 4 * i, lane >> 2),
+        c: c16,
+    },
 ];
 
 /// A type of elements: bits, a random value, and its meaning.
@@ -115,6 +135,23 @@ const E4M3: Element = Element {
         let magnitude = (1.0 + f64::from(bits & 7) / 8.0) * f64::from(bits >> 3 & 15).exp2() / 128.0;
         if bits & 0x80 != 0 { -magnitude } else { magnitude }
     },
+};
+
+const E5M2: Element = Element {
+    name: "e5m2",
+    bits: 8,
+    random: |random| random.next() & 0x83 | (random.next() % 4 + 13) << 2,
+    value: |bits| {
+        let magnitude = (1.0 + f64::from(bits & 3) / 4.0) * f64::from(bits >> 2 & 31).exp2() / 32768.0;
+        if bits & 0x80 != 0 { -magnitude } else { magnitude }
+    },
+};
+/// The 13 lowest bits mean nothing, whatever they are.
+const TF32: Element = Element {
+    name: "tf32",
+    bits: 32,
+    random: |random| random.small().to_bits() | random.next() & 0x1fff,
+    value: |bits| f32::from_bits(bits & !0x1fff).into(),
 };
 
 /// Fragments of random matrices, multiplied by the instruction and by hand.
@@ -210,6 +247,7 @@ fn every_shape_multiplies_matrices() {
                 product(shape, &HALF, &HALF, "f16");
                 product(shape, &BRAIN, &BRAIN, "f32");
             }
+            "tf32" => product(shape, &TF32, &TF32, "f32"),
             _ => {
                 product(shape, &SIGNED, &SIGNED, "s32");
                 product(shape, &UNSIGNED, &SIGNED, "s32");
@@ -218,7 +256,9 @@ fn every_shape_multiplies_matrices() {
             }
         }
         if shape.name == "m16n8k32" {
-            product(shape, &E4M3, &E4M3, "f32");
+            for [a, b] in [[&E4M3, &E4M3], [&E4M3, &E5M2], [&E5M2, &E4M3], [&E5M2, &E5M2]] {
+                product(shape, a, b, "f32");
+            }
         }
     }
 }

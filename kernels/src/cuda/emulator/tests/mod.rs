@@ -6,6 +6,7 @@ mod faults;
 mod hostile;
 mod instructions;
 mod matrices;
+mod rare;
 
 use super::*;
 
