@@ -22,6 +22,11 @@ use super::models::{Golden, on_language_models};
 /// engine makes differ in their numbers of rows, and with them the kernels.
 const UNDECIDED: f32 = 1e-3;
 const NUM_TOKENS: usize = 20;
+/// Room for nearly all requests of a round at once.
+const KV_TOKENS: usize = 1024;
+/// Room for a few forks of a prompt that is longer than a block, and for fewer than [`NUM_FORKED`].
+const FEW_KV_TOKENS: usize = 256;
+const NUM_FORKED: usize = 9;
 
 /// Ids without a text and without an end.
 pub(crate) struct Ids(pub(crate) usize);
@@ -47,7 +52,7 @@ fn start(
     window_kv: WindowKv,
     max_step_tokens: usize,
 ) -> Engine {
-    start_with_store(plan, backend, prefix_cache, window_kv, max_step_tokens, |_| None)
+    start_with_store(plan, backend, prefix_cache, window_kv, max_step_tokens, KV_TOKENS, |_| None)
 }
 
 fn start_with_store(
@@ -56,6 +61,7 @@ fn start_with_store(
     prefix_cache: PrefixCache,
     window_kv: WindowKv,
     max_step_tokens: usize,
+    kv_tokens: usize,
     store: impl FnOnce(&dyn Executor) -> Option<SharedStore>,
 ) -> Engine {
     let options = ExecOptions {
@@ -63,7 +69,7 @@ fn start_with_store(
         backend,
         threads: Some(2),
         max_context: Some(256),
-        kv_size: KvSize::Tokens(1024),
+        kv_size: KvSize::Tokens(kv_tokens),
         window_kv,
         max_step_tokens,
         activations: Activations::F32,
@@ -145,14 +151,31 @@ fn check(plan: &Plan, backend: Backend, golden: &Golden) -> Result<(), String> {
             }
         }
     }
-    if reuse == PrefixReuse::Exact { check_store(plan, backend, &prompts, &expected) } else { Ok(()) }
+    if reuse == PrefixReuse::Exact {
+        check_store(plan, backend, &prompts, &expected)
+    } else {
+        check_resumed(plan, backend, prompts[4], &expected[4])
+    }
+}
+
+/// Who finds no room for a copy of the begun block waits and is computed anew, with the token that it had drawn: keys that depend
+/// on the length of the text are those of the length that it had then.
+fn check_resumed(plan: &Plan, backend: Backend, prompt: &[u32], expected: &Answer) -> Result<(), String> {
+    let engine = start_with_store(plan, backend, PrefixCache::Off, WindowKv::Last, 40, FEW_KV_TOKENS, |_| None);
+    let group = engine.submit_group(request(prompt), NonZeroUsize::new(NUM_FORKED).unwrap()).unwrap();
+    for generation in group.into_members() {
+        if let Some(what) = differs(expected, &generation.collect_blocking().unwrap()) {
+            return Err(format!("forked, with little room: {what}"));
+        }
+    }
+    Ok(())
 }
 
 /// What one engine computed serves the next one.
 fn check_store(plan: &Plan, backend: Backend, prompts: &[&[u32]], expected: &[Answer]) -> Result<(), String> {
     let mut store = None;
     for life in 0..2 {
-        let engine = start_with_store(plan, backend, PrefixCache::On, WindowKv::Last, 40, |executor| {
+        let engine = start_with_store(plan, backend, PrefixCache::On, WindowKv::Last, 40, KV_TOKENS, |executor| {
             let new = || SharedStore::new(BlockStore::memory(kept_bytes(executor), 256 << 20));
             Some(store.get_or_insert_with(new).clone())
         });

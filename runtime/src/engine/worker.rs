@@ -504,6 +504,7 @@ impl Worker {
             let num_tokens = piece.num_tokens + piece.num_guesses;
             let output = sequence.pool.as_ref().map_or(piece.output, |pool| pool.output(piece.output));
             self.batch.push(tokens, piece.start, num_tokens, self.state.blocks(piece.id), output);
+            self.batch.prompt_of_last(sequence.num_prompt());
             if self.has_window {
                 self.batch.window_of_last(self.state.window_blocks(piece.id));
             }

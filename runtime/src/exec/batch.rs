@@ -50,13 +50,23 @@ pub struct SeqStep {
     /// Position of its first token; as many tokens of the sequence are in the cache already.
     pub start: usize,
     /// Tokens of the sequence known so far, those of later chunks included: at least `start + tokens.len()`.
-    /// Dynamic rope scaling depends on it, which makes the result independent of the chunking.
     pub num_tokens: usize,
+    /// Those of them that were known from the start; see [`Self::length_at`].
+    pub num_prompt: usize,
     /// Where its block table lies in [`StepBatch::blocks`]: token `p` is in block `table[p / BLOCK_TOKENS]`. In the same place
     /// of [`StepBatch::window_blocks`] lies that of the window's pool.
     pub blocks: Range<usize>,
     /// Wanted rows.
     pub output: OutputRows,
+}
+
+impl SeqStep {
+    /// How long the text was when its token at `position` was first computed, which dynamic rope scaling depends on: a prompt is
+    /// there at once, in whatever pieces it is computed, and later tokens come one by one, even where they are guesses or are
+    /// computed anew with those before.
+    pub fn length_at(&self, position: usize) -> usize {
+        self.num_prompt.max(position + 1)
+    }
 }
 
 /// One step's work.
@@ -110,6 +120,7 @@ impl StepBatch {
                     &self.blocks[seq.blocks.clone()],
                     output,
                 );
+                single.prompt_of_last(seq.num_prompt);
                 if let Some(window_blocks) = self.window_blocks.get(seq.blocks.clone()) {
                     single.window_of_last(window_blocks);
                 }
@@ -128,6 +139,7 @@ impl StepBatch {
             tokens: t0..self.tokens.len(),
             start,
             num_tokens,
+            num_prompt: num_tokens,
             blocks: b0..self.blocks.len(),
             output,
         });
@@ -147,6 +159,13 @@ impl StepBatch {
         if let Some(seq) = self.seqs.last_mut() {
             self.tokens.extend_from_slice(tokens);
             seq.tokens.end += tokens.len();
+        }
+    }
+
+    /// Says how many tokens of the last piece's sequence were known from the start; without it, all that are known now.
+    pub fn prompt_of_last(&mut self, num_prompt: usize) {
+        if let Some(seq) = self.seqs.last_mut() {
+            seq.num_prompt = num_prompt;
         }
     }
 
@@ -274,6 +293,27 @@ mod tests {
             (9, 4, 9, vec![2], 0),
         ];
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_text_is_as_long_as_it_was_when_a_token_came() {
+        let mut resumed = batch(&[1, 2, 3, 4], 2, 6, &[0], OutputRows::Last);
+        let lengths = |batch: &StepBatch| -> Vec<usize> {
+            let lengths =
+                |seq: &SeqStep| (seq.start..).take(seq.tokens.len()).map(|at| seq.length_at(at)).collect::<Vec<_>>();
+            batch.seqs.iter().flat_map(lengths).collect()
+        };
+        assert_eq!(lengths(&resumed), [6, 6, 6, 6], "a prompt comes at once");
+        resumed.prompt_of_last(4);
+        assert_eq!(lengths(&resumed), [4, 4, 5, 6]);
+        let mut rows = Vec::new();
+        resumed
+            .for_each_row(&mut StepBatch::default(), |row| {
+                rows.extend(lengths(row));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(rows, [4, 4, 5, 6]);
     }
 
     #[test]

@@ -83,16 +83,15 @@ impl<M: Machine> ProgramExecutor<M> {
         for (rope, (cos, sin)) in self.ropes.iter().zip(&mut self.tables) {
             let half = rope.inv_freq.len();
             for seq in &batch.seqs {
-                let scaled;
-                let inv_freq = match rope.spec.scaling {
-                    // The one scaling whose frequencies depend on the sequence; it allocates a few hundred bytes a step.
-                    RopeScaling::Dynamic { .. } => {
-                        scaled = rope.spec.inv_freq(seq.num_tokens, &self.weights)?;
-                        &scaled
-                    }
-                    _ => &rope.inv_freq,
-                };
+                let is_dynamic = matches!(rope.spec.scaling, RopeScaling::Dynamic { .. });
+                let mut scaled = (0, Vec::new());
                 for (position, row) in (seq.start..).zip(seq.tokens.clone()) {
+                    let length = seq.length_at(position);
+                    if is_dynamic && scaled.0 != length {
+                        // The one scaling whose frequencies depend on the sequence; it allocates a few hundred bytes a length.
+                        scaled = (length, rope.spec.inv_freq(length, &self.weights)?);
+                    }
+                    let inv_freq = if is_dynamic { &scaled.1 } else { &rope.inv_freq };
                     let cells = row * half..(row + 1) * half;
                     let (cos, sin) = (&mut cos[cells.clone()], &mut sin[cells]);
                     fill_cos_sin(inv_freq, rope.factor, position, cos, sin);

@@ -267,12 +267,14 @@ impl CandleExecutor {
         let num_tokens = step.positions.len();
         let (mut cos, mut sin) = (vec![0.0; num_tokens * half], vec![0.0; num_tokens * half]);
         for seq in &step.batch.seqs {
-            let own = match spec.scaling {
-                RopeScaling::Dynamic { .. } => Some(spec.inv_freq(seq.num_tokens, &self.plan.weights)?),
-                _ => None,
-            };
-            let inv_freq = own.as_ref().unwrap_or(&self.inv_freq[id.0]);
             for token in seq.tokens.clone() {
+                let own = match spec.scaling {
+                    RopeScaling::Dynamic { .. } => {
+                        Some(spec.inv_freq(seq.length_at(step.positions[token]), &self.plan.weights)?)
+                    }
+                    _ => None,
+                };
+                let inv_freq = own.as_ref().unwrap_or(&self.inv_freq[id.0]);
                 let row = token * half..(token + 1) * half;
                 fill_cos_sin(inv_freq, factor, step.positions[token], &mut cos[row.clone()], &mut sin[row]);
             }
