@@ -17,7 +17,7 @@ const NUM_TOKENS: usize = 12;
 fn start(plan: &Plan, backend: Backend, max_step_tokens: usize) -> Engine {
     let options = ExecOptions {
         backend,
-        device: Device::Emulated,
+        gpu: Device::Emulated.into(),
         threads: Some(2),
         max_context: Some(256),
         kv_size: KvSize::Tokens(70 * 64),

@@ -18,7 +18,7 @@ const NUM_TOKENS: usize = 24;
 
 fn start(plan: &Plan, backend: Backend, speculation: Speculation) -> Engine {
     let options = ExecOptions {
-        device: Device::Emulated,
+        gpu: Device::Emulated.into(),
         backend,
         threads: Some(2),
         max_context: Some(256),

@@ -99,7 +99,7 @@ fn golden_logits_come_from_the_hidden_states() {
 }
 
 fn start(plan: &Plan, options: &ExecOptions, max_step_tokens: usize) -> Engine {
-    let options = ExecOptions { max_step_tokens, kv_size: KvSize::Tokens(4096), ..*options };
+    let options = ExecOptions { max_step_tokens, kv_size: KvSize::Tokens(4096), ..options.clone() };
     let executor = exec::build(plan, &options).unwrap();
     Engine::start("golden", executor, Arc::new(Ids(plan.vocab_size)), EngineOptions::default()).unwrap()
 }
@@ -163,7 +163,7 @@ fn golden_embeddings_do_not_depend_on_pieces_and_company_and_executors_agree() {
                 }
                 // Activations in 8 bits, as served by default.
                 let ExecOptions { activations, kv_types, .. } = ExecOptions::default();
-                let rounded = start(plan, &ExecOptions { activations, kv_types, ..*exact }, 64);
+                let rounded = start(plan, &ExecOptions { activations, kv_types, ..exact.clone() }, 64);
                 let rounded = embed(&rounded, texts[0], pooling, Numerics::Fast);
                 within(&format!("{pooling:?} rounded"), &rounded, &alone[0], ROUNDED_TOLERANCE)?;
                 vectors.extend(alone);

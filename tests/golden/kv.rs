@@ -15,7 +15,7 @@ fn every_type_of_the_cache_stays_within_its_error() {
     let tokens: Vec<u32> = (0..160).map(|i: u32| 1000 + i * i * 31 % 20_000).collect();
     let build = |backend, kv_types: KvTypes| {
         let options = ExecOptions {
-            device: Device::Emulated,
+            gpu: Device::Emulated.into(),
             backend,
             threads: Some(2),
             max_context: Some(tokens.len()),

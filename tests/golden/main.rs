@@ -16,6 +16,7 @@ mod kv;
 mod models;
 mod prefix;
 mod rows;
+mod split;
 #[path = "../support/mod.rs"]
 mod support;
 mod templates;

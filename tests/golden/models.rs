@@ -11,14 +11,15 @@ use crate::support;
 use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
 use shimmy_runtime::exec::{
-    self, Activations, Backend, Device, ExecOptions, Executor, KvSize, KvType, OutputRows, StepBatch, WindowKv,
+    self, Activations, Backend, Device, ExecOptions, Executor, GpuOptions, KvSize, KvType, OutputRows, StepBatch,
+    WindowKv,
 };
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::plan::{OutputKind, Plan};
 
 /// Against the golden: what float32 arithmetic reaches on these models with an order of magnitude to spare.
-const GOLDEN_TOLERANCE: f32 = 1e-3;
+pub(super) const GOLDEN_TOLERANCE: f32 = 1e-3;
 /// Against another way of feeding the same tokens: only the order of summation may differ.
 const CHUNKING_TOLERANCE: f32 = 1e-4;
 /// Rows of the KV pool: room for two sequences of the longest golden and its continuation.
@@ -28,7 +29,7 @@ const KV_TOKENS: usize = 512;
 pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
     let exact = |backend| ExecOptions {
         backend,
-        device: Device::default(),
+        gpu: GpuOptions::default(),
         threads: Some(2),
         max_context: Some(KV_TOKENS),
         kv_size: KvSize::Tokens(KV_TOKENS),
@@ -38,7 +39,7 @@ pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
         kv_types: KvType::F32.into(),
     };
     let on_threads = |threads| ExecOptions { threads: Some(threads), ..exact(Backend::Cpu) };
-    let on_device = |device| ExecOptions { device, ..exact(Backend::Cuda) };
+    let on_device = |device: Device| ExecOptions { gpu: device.into(), ..exact(Backend::Cuda) };
     let mut all = vec![
         ("candle", exact(Backend::Candle)),
         ("cpu", on_threads(2)),
@@ -115,7 +116,7 @@ pub(super) fn scattered_blocks(which: usize, num_tokens: usize) -> Vec<u32> {
 }
 
 /// All rows of a prompt fed in pieces of `chunk`.
-fn prefill(executor: &mut dyn Executor, tokens: &[u32], chunk: usize) -> Vec<f32> {
+pub(super) fn prefill(executor: &mut dyn Executor, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let blocks = scattered_blocks(0, tokens.len());
     let mut rows = Vec::new();
     for (index, piece) in tokens.chunks(chunk).enumerate() {
@@ -127,7 +128,7 @@ fn prefill(executor: &mut dyn Executor, tokens: &[u32], chunk: usize) -> Vec<f32
 }
 
 /// Greedy continuation after a prompt: tokens, and the rows they were chosen from.
-fn greedy(executor: &mut dyn Executor, prompt: &[u32], num_tokens: usize) -> (Vec<u32>, Vec<f32>) {
+pub(super) fn greedy(executor: &mut dyn Executor, prompt: &[u32], num_tokens: usize) -> (Vec<u32>, Vec<f32>) {
     let blocks = scattered_blocks(0, prompt.len() + num_tokens);
     let mut known = prompt.to_vec();
     let (mut chosen, mut rows) = (Vec::new(), Vec::new());
@@ -146,7 +147,7 @@ fn greedy(executor: &mut dyn Executor, prompt: &[u32], num_tokens: usize) -> (Ve
 }
 
 /// Two sequences that share steps at different places: `a` in three pieces while `b` comes whole and then waits.
-fn batched(executor: &mut dyn Executor, a: &[u32], b: &[u32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn batched(executor: &mut dyn Executor, a: &[u32], b: &[u32]) -> (Vec<f32>, Vec<f32>) {
     let (blocks_a, blocks_b) = (scattered_blocks(0, a.len()), scattered_blocks(1, b.len()));
     let width = |rows: usize, data: &[f32]| data.len() / rows;
     let (first, second) = (a.len() / 3, a.len() / 2);
@@ -288,7 +289,8 @@ fn check(
         };
         for (name, options) in executors {
             // The layers are the same ones, and the emulated device takes its time.
-            if options.device == Device::Emulated && options.backend == Backend::Cuda && kind != kinds[0] {
+            let is_emulated = options.gpu.devices.contains(&Device::Emulated);
+            if is_emulated && options.backend == Backend::Cuda && kind != kinds[0] {
                 continue;
             }
             let mut report = Report::default();
@@ -312,6 +314,25 @@ pub(super) fn folders(goldens: &Path) -> Vec<PathBuf> {
     folders
 }
 
+/// Every golden language model of a supported family: its folder, plan and golden.
+pub(super) fn language_models(goldens: &Path) -> impl Iterator<Item = (PathBuf, Plan, Golden)> {
+    folders(goldens).into_iter().filter_map(|folder| {
+        let meta: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
+        if meta["kind"] != "lm" {
+            return None;
+        }
+        let file = ModelFile::open(&folder).unwrap();
+        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
+            Ok((_, plan)) => plan,
+            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => return None,
+            Err(error) => panic!("{}: {error}", folder.display()),
+        };
+        let golden = Golden::read(&folder.join("golden.safetensors"));
+        Some((folder, plan, golden))
+    })
+}
+
 /// Runs `check` on both executors with every golden language model of a supported family whose plan is `wanted`.
 pub(super) fn on_language_models(
     wanted: impl Fn(&Plan) -> bool,
@@ -319,22 +340,7 @@ pub(super) fn on_language_models(
 ) {
     let Some(goldens) = crate::support::goldens() else { return };
     let (mut failures, mut num_run) = (Vec::new(), 0);
-    for folder in &folders(&goldens) {
-        let meta: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("meta.json")).unwrap()).unwrap();
-        if meta["kind"] != "lm" {
-            continue;
-        }
-        let file = ModelFile::open(folder).unwrap();
-        let plan = match shimmy_runtime::arch::load(&file, OutputKind::Logits) {
-            Ok((_, plan)) => plan,
-            Err(Error::Unsupported(why)) if why.starts_with("architecture ") => continue,
-            Err(error) => panic!("{}: {error}", folder.display()),
-        };
-        if !wanted(&plan) {
-            continue;
-        }
-        let golden = Golden::read(&folder.join("golden.safetensors"));
+    for (folder, plan, golden) in language_models(&goldens).filter(|(_, plan, _)| wanted(plan)) {
         for backend in [Backend::Cpu, Backend::Candle] {
             if let Err(what) = check(&plan, backend, &golden) {
                 failures.push(format!("{} on {backend:?}: {what}", folder.display()));

@@ -65,7 +65,7 @@ fn start_with_store(
     store: impl FnOnce(&dyn Executor) -> Option<SharedStore>,
 ) -> Engine {
     let options = ExecOptions {
-        device: Device::Emulated,
+        gpu: Device::Emulated.into(),
         backend,
         threads: Some(2),
         max_context: Some(256),

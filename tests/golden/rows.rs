@@ -62,7 +62,7 @@ impl Executor for Whole {
 fn executor(plan: &Plan) -> Box<dyn Executor> {
     let options = ExecOptions {
         backend: Backend::Cuda,
-        device: Device::Emulated,
+        gpu: Device::Emulated.into(),
         max_context: Some(256),
         kv_size: KvSize::Tokens(1024),
         max_step_tokens: 128,

@@ -19,7 +19,7 @@ const NUM_TOKENS: usize = 160;
 
 fn options(backend: Backend, window_kv: WindowKv, kv_size: KvSize, max_step_tokens: usize) -> ExecOptions {
     ExecOptions {
-        device: Device::Emulated,
+        gpu: Device::Emulated.into(),
         backend,
         threads: Some(2),
         max_context: Some(CONTEXT),

@@ -48,6 +48,7 @@ impl Drop for DeviceBuffer {
             Backend::Driver(driver) => driver.free(self.address),
             Backend::Emulated(emulated) => emulated.free(self.address),
         }
+        self.inner.note_freed(self.len);
     }
 }
 

@@ -8,8 +8,8 @@
 //! wrote. Launches come back at once. Calls from several threads queue up one after another; while one thread records a
 //! graph, the others wait.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
@@ -21,6 +21,8 @@ use super::types::{DeviceInfo, Emulation, Function, FunctionRecord, KeptStep, La
 
 /// Threads of a block: in all, and by dimension.
 const MAX_BLOCK: (u32, [u32; 3]) = (1024, [1024, 1024, 64]);
+/// What the driver rounds an allocation up to, in bytes.
+const GRANULARITY: usize = 512;
 /// Blocks of a grid by dimension.
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 
@@ -53,6 +55,8 @@ pub(super) struct Inner {
     turn: Condvar,
     /// The first error of a device that can't be used any more.
     lost: OnceLock<CudaError>,
+    /// Bytes of the device's memory that this process has, through whichever `Gpu`.
+    taken: Arc<AtomicUsize>,
 }
 
 /// Who may append to the queue, and what is in it.
@@ -79,7 +83,7 @@ impl Gpu {
         match target {
             Target::Device(index) => {
                 let driver::Opened { driver, info, functions } = driver::open(index)?;
-                Ok(Self::new(Backend::Driver(driver), info, functions))
+                Ok(Self::new(Backend::Driver(driver), info, functions, taken_of(index)))
             }
             Target::Emulated => Self::emulated(&Emulation::default()),
         }
@@ -91,10 +95,10 @@ impl Gpu {
     /// For a capability that no PTX was made for.
     pub fn emulated(emulation: &Emulation) -> Result<Self> {
         let emulated::Opened { emulated, info, functions } = emulated::open(emulation)?;
-        Ok(Self::new(Backend::Emulated(emulated), info, functions))
+        Ok(Self::new(Backend::Emulated(emulated), info, functions, Arc::default()))
     }
 
-    fn new(backend: Backend, info: DeviceInfo, functions: Vec<FunctionRecord>) -> Self {
+    fn new(backend: Backend, info: DeviceInfo, functions: Vec<FunctionRecord>, taken: Arc<AtomicUsize>) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let by_name = functions.iter().enumerate().map(|(index, record)| (record.kernel.name.clone(), index)).collect();
         let blocking = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value == "1");
@@ -108,6 +112,7 @@ impl Gpu {
             queue: Mutex::default(),
             turn: Condvar::new(),
             lost: OnceLock::new(),
+            taken,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -127,6 +132,12 @@ impl Gpu {
             Backend::Driver(driver) => driver.memory(),
             Backend::Emulated(emulated) => Ok(emulated.memory()),
         })
+    }
+
+    /// Bytes of the device's memory that this process has allocated, through this `Gpu` and all others of the same device. An
+    /// emulated device is one of its own.
+    pub fn taken(&self) -> usize {
+        self.inner.taken.load(Ordering::Relaxed)
     }
 
     /// A kernel by its name. Ask once, when the model is loaded.
@@ -160,7 +171,10 @@ impl Gpu {
             Backend::Emulated(emulated) => Ok(emulated.alloc(wanted)),
         })?;
         match address {
-            Some(address) => Ok(DeviceBuffer::new(Arc::clone(&self.inner), address, bytes)),
+            Some(address) => {
+                self.inner.taken.fetch_add(granules(bytes), Ordering::Relaxed);
+                Ok(DeviceBuffer::new(Arc::clone(&self.inner), address, bytes))
+            }
             None => {
                 let MemoryInfo { free, total } = self.memory()?;
                 Err(CudaError::OutOfMemory { wanted: bytes, free, total })
@@ -433,7 +447,23 @@ impl Gpu {
     }
 }
 
+/// What an allocation takes of the device's memory.
+pub(crate) fn granules(bytes: usize) -> usize {
+    bytes.max(1).next_multiple_of(GRANULARITY)
+}
+
+/// The counter of a device of the driver.
+fn taken_of(index: usize) -> Arc<AtomicUsize> {
+    static TAKEN: Mutex<BTreeMap<usize, Arc<AtomicUsize>>> = Mutex::new(BTreeMap::new());
+    Arc::clone(TAKEN.lock().unwrap_or_else(PoisonError::into_inner).entry(index).or_default())
+}
+
 impl Inner {
+    /// A buffer of so many bytes was freed.
+    pub(super) fn note_freed(&self, bytes: usize) {
+        self.taken.fetch_sub(granules(bytes), Ordering::Relaxed);
+    }
+
     /// The queue as a panic left it is a queue still: every field is set in one step.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)

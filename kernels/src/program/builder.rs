@@ -1,5 +1,7 @@
 //! Collects the parts of a program and checks that they fit together, before an executor takes it.
 
+use std::sync::Arc;
+
 use super::instr::{
     ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Rows, SharedBytes, Span, VecId, WeightId,
 };
@@ -17,7 +19,7 @@ pub struct ProgramBuilder {
     pub(crate) acts: Vec<usize>,
     pub(crate) caches: Vec<CacheShape>,
     pub(crate) weights: Vec<WeightSlot>,
-    pub(crate) vectors: Vec<Vec<f32>>,
+    pub(crate) vectors: Vec<Arc<[f32]>>,
     pub(crate) rope_halves: Vec<usize>,
     pub(crate) instrs: Vec<Instr>,
     pub(crate) hidden: Option<Span>,
@@ -33,6 +35,7 @@ pub(crate) struct CacheShape {
 }
 
 /// A matrix in the bytes of a file.
+#[derive(Clone)]
 pub(crate) struct WeightSlot {
     pub(crate) bytes: SharedBytes,
     pub(crate) dtype: QuantType,
@@ -87,7 +90,7 @@ impl ProgramBuilder {
 
     /// A vector.
     pub fn vector(&mut self, data: Vec<f32>) -> VecId {
-        self.vectors.push(data);
+        self.vectors.push(data.into());
         VecId(self.vectors.len() - 1)
     }
 
@@ -112,6 +115,11 @@ impl ProgramBuilder {
         self.instrs.last_mut()
     }
 
+    /// Bytes of all matrices as they are in the file.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.iter().map(|slot| (*slot.bytes).as_ref().len()).sum()
+    }
+
     /// What a step returns as hidden states: a whole buffer with a row for each.
     pub fn hidden(&mut self, hidden: Span) {
         self.hidden = Some(hidden);
@@ -121,13 +129,15 @@ impl ProgramBuilder {
     ///
     /// # Errors
     /// [`ProgramError::Instr`] with what doesn't fit, [`ProgramError::Step`] for the rest.
-    pub(crate) fn check_all(&self, output: &Span, size: &ProgramSize) -> Result<(), ProgramError> {
+    pub(crate) fn check_all(&self, output: Option<&Span>, size: &ProgramSize) -> Result<(), ProgramError> {
         for (index, instr) in self.instrs.iter().enumerate() {
             self.check(instr).map_err(|what| ProgramError::Instr { index, name: instr.name(), what })?;
         }
-        self.check_span(output).map_err(ProgramError::Step)?;
-        if self.buffers[output.buf.0].1 != Rows::Outputs || output.width != self.buffers[output.buf.0].0 {
-            return Err(ProgramError::Step("the output must be a whole buffer with a row an output".into()));
+        if let Some(output) = output {
+            self.check_span(output).map_err(ProgramError::Step)?;
+            if self.rows_of(output) != Rows::Outputs || output.width != self.buffers[output.buf.0].0 {
+                return Err(ProgramError::Step("the output must be a whole buffer with a row an output".into()));
+            }
         }
         if let Some(hidden) = &self.hidden {
             self.check_span(hidden).map_err(ProgramError::Step)?;
@@ -181,7 +191,7 @@ impl ProgramBuilder {
     }
 
     fn check_vector(&self, vector: Option<VecId>, len: usize) -> Result<(), String> {
-        match vector.map(|id| self.vectors.get(id.0).map(Vec::len)) {
+        match vector.map(|id| self.vectors.get(id.0).map(|vector| vector.len())) {
             None => Ok(()),
             Some(Some(got)) if got == len => Ok(()),
             Some(got) => Err(format!("vector of {got:?} elements, expected {len}")),

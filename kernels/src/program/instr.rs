@@ -292,7 +292,117 @@ impl Access {
     }
 }
 
+/// A number in an instruction, which another program may have another one for.
+pub(crate) enum Number<'a> {
+    Buffer(&'a mut BufId),
+    Act(&'a mut ActId),
+    Cache(&'a mut CacheId),
+    Weight(&'a mut WeightId),
+    Vector(&'a mut VecId),
+}
+
 impl Instr {
+    /// Shows all numbers of an instruction.
+    pub(crate) fn for_each_number(&mut self, mut visit: impl FnMut(Number<'_>)) {
+        let span = |span: &mut Span, visit: &mut dyn FnMut(Number<'_>)| visit(Number::Buffer(&mut span.buf));
+        let visit = &mut visit;
+        match self {
+            Self::Embed { table, out, .. } => {
+                visit(Number::Weight(table));
+                span(out, visit);
+            }
+            Self::Norm { x, out, weight, bias, .. } => {
+                span(x, visit);
+                span(out, visit);
+                weight.iter_mut().chain(bias).for_each(|vector| visit(Number::Vector(vector)));
+            }
+            Self::Quantize { x, act } => {
+                span(x, visit);
+                visit(Number::Act(act));
+            }
+            Self::MatMul { x, parts, then, .. } => {
+                match x {
+                    MatMulX::Act(act) => visit(Number::Act(act)),
+                    MatMulX::Float(x) => span(x, visit),
+                }
+                for part in parts {
+                    visit(Number::Weight(&mut part.weight));
+                    span(&mut part.out, visit);
+                    part.bias.iter_mut().for_each(|bias| visit(Number::Vector(bias)));
+                }
+                if let MatMulThen::AddTo(dst) = then {
+                    span(dst, visit);
+                }
+            }
+            Self::Rope { x, .. } => span(x, visit),
+            Self::StoreKv { k, v, cache } => {
+                span(k, visit);
+                span(v, visit);
+                visit(Number::Cache(cache));
+            }
+            Self::Attend { q, out, cache, sinks, .. } => {
+                span(q, visit);
+                span(out, visit);
+                visit(Number::Cache(cache));
+                sinks.iter_mut().for_each(|sinks| visit(Number::Vector(sinks)));
+            }
+            Self::Glu { gate: a, up: b, out, .. } | Self::Add { a, b, out } => {
+                span(a, visit);
+                span(b, visit);
+                span(out, visit);
+            }
+            Self::Activate { x, out, .. }
+            | Self::Scale { x, out, .. }
+            | Self::Softcap { x, out, .. }
+            | Self::Gather { x, out } => {
+                span(x, visit);
+                span(out, visit);
+            }
+        }
+    }
+
+    /// Columns that it reads as they were before it.
+    pub(crate) fn reads(&self) -> Vec<Span> {
+        match self {
+            Self::Embed { .. } => vec![],
+            Self::MatMul { x, then, .. } => {
+                let x = if let MatMulX::Float(x) = x { Some(*x) } else { None };
+                x.into_iter().chain(if let MatMulThen::AddTo(dst) = then { Some(*dst) } else { None }).collect()
+            }
+            Self::StoreKv { k, v, .. } => vec![*k, *v],
+            Self::Attend { q, .. } => vec![*q],
+            Self::Glu { gate: a, up: b, .. } | Self::Add { a, b, .. } => vec![*a, *b],
+            Self::Norm { x, .. }
+            | Self::Quantize { x, .. }
+            | Self::Rope { x, .. }
+            | Self::Activate { x, .. }
+            | Self::Scale { x, .. }
+            | Self::Softcap { x, .. }
+            | Self::Gather { x, .. } => vec![*x],
+        }
+    }
+
+    /// Columns that it writes, all rows of them.
+    pub(crate) fn writes(&self) -> Vec<Span> {
+        match self {
+            Self::Quantize { .. } | Self::StoreKv { .. } => vec![],
+            Self::MatMul { parts, then, .. } => {
+                let dst = if let MatMulThen::AddTo(dst) = then { Some(*dst) } else { None };
+                parts.iter().map(|part| part.out).chain(dst).collect()
+            }
+            Self::Rope { x: out, .. }
+            | Self::Embed { out, .. }
+            | Self::Norm { out, .. }
+            | Self::Attend { out, .. }
+            | Self::Glu { out, .. }
+            | Self::Activate { out, .. }
+            | Self::Add { out, .. }
+            | Self::Scale { out, .. }
+            | Self::Softcap { out, .. }
+            | Self::Gather { out, .. } => vec![*out],
+        }
+    }
+
     /// Kind, for messages.
     pub fn name(&self) -> &'static str {
         match self {

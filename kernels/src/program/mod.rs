@@ -5,24 +5,30 @@
 //! | [`instr`] | the instructions and what they read and write |
 //! | [`builder`] | collects the parts of a program and checks every shape once |
 //! | [`input`] | the input of a step, and its check |
+//! | [`cut`] | where a program can be cut, and the programs of its stages |
+//! | [`staged`] | a machine of machines, each with a stage |
 //! | [`reduce`] | what sampling needs of a row of logits that stays on its device |
 //!
 //! [`crate::cpu::program`] runs programs on a team of CPU workers, `crate::cuda::program` on a GPU.
 
 pub mod builder;
+pub mod cut;
 pub mod input;
 pub mod instr;
 pub mod reduce;
+pub mod staged;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use builder::ProgramBuilder;
+pub use cut::{Cut, Stage};
 pub use input::{SeqInput, StepInput};
 pub use instr::{
     ActId, BufId, CacheId, Instr, MatMulPart, MatMulThen, MatMulX, Rows, SharedBytes, Span, VecId, WeightId,
 };
 
 pub use reduce::{Candidate, Draw, Reduce, ReducedRow, RowTask};
+pub use staged::Staged;
 
 use crate::cpu::kv::{KvPool, KvTypes};
 
@@ -97,6 +103,15 @@ impl ProgramSize {
         Err(ProgramError::Step(format!("output {row} of at most {}", self.max_outputs)))
     }
 
+    /// Refuses so many elements as the first rows of a buffer of such rows, `width` wide.
+    pub(crate) fn check_rows(&self, rows: Rows, width: usize, num_elements: usize) -> Result<(), ProgramError> {
+        let most = self.max_rows(rows);
+        if num_elements <= most * width && num_elements.is_multiple_of(width) {
+            return Ok(());
+        }
+        Err(ProgramError::Step(format!("{num_elements} elements in at most {most} rows of {width}")))
+    }
+
     /// Refuses a block outside a pool.
     pub(crate) fn check_block(&self, pool: KvPool, block: u32) -> Result<(), ProgramError> {
         let num_blocks = self.num_blocks_in(pool);
@@ -156,6 +171,23 @@ pub trait Machine: Send {
     /// The hidden states of the last step, `[num_rows, width]`: as many as it was asked for. Empty for a program without that
     /// output.
     fn hidden(&self, num_rows: usize) -> &[f32];
+
+    /// Reads the first rows of a whole buffer as the last step left them: `[num_rows, width]`, replacing what is in `into`.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when the program has no such rows; those of the device.
+    fn read_rows(&mut self, buf: BufId, num_rows: usize, into: &mut Vec<f32>) -> Result<(), ProgramError>;
+
+    /// Replaces the first rows of a whole buffer, `[any, width]`, before a step that reads them without having written them.
+    ///
+    /// # Errors
+    /// [`ProgramError::Step`] when the program has no such rows; those of the device.
+    fn write_rows(&mut self, buf: BufId, rows: &[f32]) -> Result<(), ProgramError>;
+
+    /// Names how keys and values lie in a block: what [`read_block`](Self::read_block) gives serves machines of the same name.
+    fn kv_layout(&self) -> String {
+        self.name().to_owned()
+    }
 
     /// Copies a block of a KV pool, the keys and values of all its caches, over another one.
     ///

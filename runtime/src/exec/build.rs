@@ -20,7 +20,7 @@ pub fn build(plan: &Plan, options: &ExecOptions) -> Result<Box<dyn Executor>> {
         Backend::Cpu => Ok(Box::new(CpuExecutor::new(plan, options)?)),
         Backend::Candle => Ok(Box::new(CandleExecutor::new(plan, options)?)),
         #[cfg(feature = "cuda")]
-        Backend::Cuda => Ok(Box::new(crate::exec::cuda::CudaExecutor::new(plan, options)?)),
+        Backend::Cuda => crate::exec::cuda::build(plan, options),
         #[cfg(not(feature = "cuda"))]
         Backend::Cuda => Err(Error::Unsupported("cuda: this binary was built without it".into())),
         Backend::Auto => match CpuExecutor::new(plan, options) {
@@ -63,7 +63,7 @@ struct Windowed {
 }
 
 /// What blocks take in each pool.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Pools {
     /// Of a block over the layers that keep all tokens.
     full_bytes: usize,
@@ -87,18 +87,31 @@ impl Pools {
         });
         // Where the window covers the context, nothing ever falls out of it.
         let window = window.filter(|window| window.blocks_each < context_blocks);
-        let bytes_of = |is_windowed: bool| -> usize {
-            let specs = plan.kv.iter().filter(|spec| (window.is_some() && spec.window.is_some()) == is_windowed);
-            specs.map(|spec| block_bytes(spec, stored)).sum()
-        };
-        // Blocks of a pool without layers still cost something to count.
-        Self {
-            full_bytes: bytes_of(false).max(BLOCK_TOKENS),
-            window_bytes: bytes_of(true),
-            window,
-            context_blocks,
-            spare_blocks: 0,
+        Self { full_bytes: 0, window_bytes: 0, window, context_blocks, spare_blocks: 0 }.of(plan.kv.iter(), stored)
+    }
+
+    /// The same blocks of these layers alone.
+    fn of<'a>(self, layers: impl Iterator<Item = &'a KvSpec>, stored: KvTypes) -> Self {
+        let (mut full_bytes, mut window_bytes) = (0, 0);
+        for spec in layers {
+            let is_windowed = self.window.is_some() && spec.window.is_some();
+            *(if is_windowed { &mut window_bytes } else { &mut full_bytes }) += block_bytes(spec, stored);
         }
+        // Blocks of a pool without layers still cost something to count.
+        Self { full_bytes: full_bytes.max(BLOCK_TOKENS), window_bytes, ..self }
+    }
+
+    /// The same blocks in a room, for its layers.
+    fn in_room(self, plan: &Plan, stored: KvTypes, room: &Room) -> Self {
+        let dim = |dim: usize| dim.next_multiple_of(room.head_multiple);
+        let padded: Vec<KvSpec> = room
+            .caches
+            .iter()
+            .map(|&cache| &plan.kv[cache])
+            .map(|spec| KvSpec { k_dim: dim(spec.k_dim), v_dim: dim(spec.v_dim), ..spec.clone() })
+            .collect();
+        let pools = self.of(padded.iter(), stored);
+        Self { full_bytes: pools.full_bytes + room.table_bytes, ..pools }
     }
 
     /// Lets the window's pool have some blocks more, if they are cheap beside a budget of so many bytes.
@@ -132,6 +145,38 @@ impl Pools {
     }
 }
 
+/// Memory for the caches of some layers.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    /// Whose it is, for messages: ` of GPU 0`; empty for that of the process.
+    pub(super) owner: String,
+    /// Which of [`Plan::kv`] lie there.
+    pub(super) caches: Vec<usize>,
+    /// Bytes; `None`: nobody knows.
+    pub(super) available: Option<usize>,
+    /// Heads there have a multiple of so many elements.
+    pub(super) head_multiple: usize,
+    /// What a block costs beside its keys and values.
+    pub(super) table_bytes: usize,
+}
+
+impl Room {
+    /// This process' memory.
+    pub(super) fn of_process(caches: Vec<usize>) -> Self {
+        Self { available: available_memory(), ..Self::unknown(caches) }
+    }
+
+    /// One that takes whatever it is asked to.
+    pub(super) fn unknown(caches: Vec<usize>) -> Self {
+        Self { owner: String::new(), caches, available: None, head_multiple: 1, table_bytes: 0 }
+    }
+}
+
+/// Bytes for people, in MiB unless that would be a small number.
+pub(super) fn in_mib(bytes: usize) -> String {
+    if bytes >= 16 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{} KiB", bytes >> 10) }
+}
+
 /// The window's pool has one block for so many of the other one, beyond what the contexts need.
 const SPARE_PART: usize = 8;
 /// Or as many as fit into this, which is room for hundreds of short sequences of a small model,
@@ -153,16 +198,21 @@ const SHARE_OF_ONE: usize = 2;
 /// [`Error::OutOfMemory`] when an explicit size or `max_context` can't be met; [`Error::InvalidRequest`] for zeros, and for
 /// a type of the KV cache that doesn't take the model's heads.
 pub fn limits(plan: &Plan, options: &ExecOptions, stored: KvTypes) -> Result<Limits> {
-    limits_in(plan, options, stored, available_memory())
+    let limits = limits_in(plan, options, stored, &[Room::of_process((0..plan.kv.len()).collect())])?;
+    warn_of_context(plan, options, &limits);
+    Ok(limits)
 }
 
-/// [`limits`] with so many bytes of memory available; `None`: nobody knows.
-pub(super) fn limits_in(
-    plan: &Plan,
-    options: &ExecOptions,
-    stored: KvTypes,
-    available: Option<usize>,
-) -> Result<Limits> {
+/// Says that the context is shorter than it was meant to be.
+pub(super) fn warn_of_context(plan: &Plan, options: &ExecOptions, limits: &Limits) {
+    let (wanted, got) = (options.max_context.unwrap_or(plan.max_context), limits.max_context);
+    if got < wanted {
+        tracing::warn!("context limited to {got} of {wanted} tokens by the size of the KV cache");
+    }
+}
+
+/// [`limits`] with the caches in these rooms.
+pub(super) fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, rooms: &[Room]) -> Result<Limits> {
     let zero = |param| Err(Error::InvalidRequest { param, message: "must be at least 1".into() });
     if options.max_step_tokens == 0 {
         return zero("batch-tokens");
@@ -184,12 +234,16 @@ pub(super) fn limits_in(
     let wanted_context = options.max_context.unwrap_or(plan.max_context);
     let budget = match options.kv_size {
         KvSize::Bytes(bytes) => Some(bytes),
-        KvSize::Auto => available.map(|bytes| bytes / SHARE),
+        KvSize::Auto => {
+            rooms.iter().filter_map(|room| room.available).reduce(usize::saturating_add).map(|bytes| bytes / SHARE)
+        }
         KvSize::Tokens(_) => None,
     };
     let pools = Pools::new(plan, options, stored, wanted_context).with_spare(budget.unwrap_or(usize::MAX));
     let context_blocks = pools.context_blocks;
-    let blocks_in = |share: usize| available.map(|bytes| pools.blocks_in(bytes / share));
+    let of_room = |room: &Room| Some((pools.in_room(plan, stored, room), room.available?));
+    let in_room = |room: &Room, share: usize| of_room(room).map(|(pools, bytes)| pools.blocks_in(bytes / share));
+    let blocks_in = |share: usize| rooms.iter().filter_map(|room| in_room(room, share)).min();
     let num_blocks = match options.kv_size {
         KvSize::Tokens(0) => return zero("kv-tokens"),
         KvSize::Tokens(tokens) => tokens.div_ceil(BLOCK_TOKENS),
@@ -209,19 +263,19 @@ pub(super) fn limits_in(
         }
     };
     if num_blocks == 0 || num_blocks > blocks_in(1).unwrap_or(u32::MAX as usize) {
-        let mib = |blocks: usize| pools.bytes(blocks) >> 20;
+        // Of the room that holds the fewest blocks.
+        let tightest = rooms.iter().min_by_key(|room| in_room(room, 1).unwrap_or(usize::MAX));
+        let (pools, available) = tightest.and_then(of_room).unwrap_or((pools, usize::MAX));
+        let owner = tightest.map_or("", |room| &room.owner);
         return Err(Error::OutOfMemory(format!(
-            "a KV cache of {} tokens takes {} MiB and {} MiB are available; ask for a smaller --ctx or --kv-memory",
+            "a KV cache of {} tokens takes {}{owner} and {} are available; ask for a smaller --ctx or --kv-memory",
             num_blocks.max(1).saturating_mul(BLOCK_TOKENS),
-            mib(num_blocks.max(1)),
-            available.unwrap_or(usize::MAX) >> 20
+            in_mib(pools.bytes(num_blocks.max(1))),
+            in_mib(available)
         )));
     }
     let tokens = num_blocks * BLOCK_TOKENS;
     let max_context = wanted_context.min(tokens);
-    if max_context < wanted_context {
-        tracing::warn!("context limited to {max_context} of {wanted_context} tokens by the size of the KV cache");
-    }
     let max_step_tokens = options.max_step_tokens.min(tokens);
     let window = pools
         .window
@@ -261,8 +315,8 @@ mod tests {
     /// Blocks and context.
     fn sized(kv_size: KvSize, max_context: Option<usize>, available: Option<usize>) -> Result<(usize, usize)> {
         let options = ExecOptions { kv_size, max_context, ..ExecOptions::default() };
-        limits_in(&plan(), &options, options.kv_types, available)
-            .map(|limits| (limits.num_kv_blocks, limits.max_context))
+        let room = Room { available, ..Room::unknown(vec![0]) };
+        limits_in(&plan(), &options, options.kv_types, &[room]).map(|limits| (limits.num_kv_blocks, limits.max_context))
     }
 
     #[test]
@@ -294,6 +348,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_room_must_hold_its_own_layers() {
+        let spec = plan().kv[0].clone();
+        // Four layers of 2 KiB a block: one in the first room and three in the other.
+        let plan = Plan { kv: vec![spec; 4], ..plan() };
+        let sized = |kib: [usize; 2], kv_size| {
+            let [first, second] = [vec![0], vec![1, 2, 3]].map(Room::unknown);
+            let first = Room { available: Some(kib[0] << 10), ..first };
+            let owner = " of GPU 7".to_owned();
+            let second = Room { available: Some(kib[1] << 10), owner, table_bytes: 1 << 10, ..second };
+            let options = ExecOptions { kv_size, ..ExecOptions::default() };
+            limits_in(&plan, &options, options.kv_types, &[first, second]).map(|limits| limits.num_kv_blocks)
+        };
+        assert_eq!(sized([1 << 20, 1 << 20], KvSize::Auto).unwrap(), 8 * 32);
+        assert_eq!(sized([80, 1 << 20], KvSize::Auto).unwrap(), 20, "half of the first for one context");
+        assert_eq!(sized([1 << 20, 280], KvSize::Auto).unwrap(), 20, "7 KiB a block in the second");
+        assert_eq!(sized([40, 140], KvSize::Tokens(640)).unwrap(), 20);
+        assert!(sized([39, 140], KvSize::Tokens(640)).unwrap_err().to_string().contains("takes 40 KiB and 39 KiB"));
+        let error = sized([40, 139], KvSize::Tokens(640)).unwrap_err().to_string();
+        assert!(error.contains("takes 140 KiB of GPU 7 and 139 KiB"), "{error}");
+    }
+
     /// Five layers of six with a window, as Gemma 3 has them: 12 KiB a block over all, 10 KiB of it for the window's pool.
     fn windowed(window: usize) -> Plan {
         let spec = plan().kv[0].clone();
@@ -303,7 +379,8 @@ mod tests {
 
     /// Blocks of both pools, context, and all bytes.
     fn pools(plan: &Plan, options: &ExecOptions, available: usize) -> (usize, usize, usize, usize) {
-        let limits = limits_in(plan, options, options.kv_types, Some(available)).unwrap();
+        let room = Room { available: Some(available), ..Room::unknown((0..plan.kv.len()).collect()) };
+        let limits = limits_in(plan, options, options.kv_types, &[room]).unwrap();
         let window = limits.window.map_or(0, |window| window.num_blocks);
         (limits.num_kv_blocks, window, limits.max_context, kv_bytes(plan, &limits, options.kv_types))
     }

@@ -2,6 +2,7 @@
 
 use shimmy_kernels::cpu::program::Program;
 use shimmy_kernels::cpu::{CpuKernels, topology};
+use shimmy_kernels::program::{ProgramBuilder, ProgramSize, Span};
 
 use crate::error::{Error, Result};
 use crate::exec::lower::{lower, program_size};
@@ -27,13 +28,25 @@ impl CpuExecutor {
     /// As [`Self::new`].
     pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
         let limits = super::limits(plan, options, options.kv_types)?;
-        // Exact means that activations aren't rounded to bf16 either.
-        let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
-        let workers = options.threads.unwrap_or_else(topology::default_workers);
         let (builder, output) = lower(plan, options, &limits)?;
-        let program = Program::new(kernels, workers, builder, output, program_size(plan, options, &limits))
-            .map_err(|error| Error::Unsupported(format!("cpu: {error}")))?;
-        tracing::debug!(isa = kernels.isa().name(), workers, barriers = program.num_barriers(), "cpu executor ready");
+        let program = machine(kernels, options, builder, Some(output), program_size(plan, options, &limits))?;
         Self::around(program, plan, options, limits)
     }
+}
+
+/// The machine for a program or a stage of one.
+pub(super) fn machine(
+    kernels: CpuKernels,
+    options: &ExecOptions,
+    builder: ProgramBuilder,
+    output: Option<Span>,
+    size: ProgramSize,
+) -> Result<Program> {
+    // Exact means that activations aren't rounded to bf16 either.
+    let kernels = if options.activations == Activations::F32 { kernels.without_bf16() } else { kernels };
+    let workers = options.threads.unwrap_or_else(topology::default_workers);
+    let program = Program::new(kernels, workers, builder, output, size)
+        .map_err(|error| Error::Unsupported(format!("cpu: {error}")))?;
+    tracing::debug!(isa = kernels.isa().name(), workers, barriers = program.num_barriers(), "cpu program ready");
+    Ok(program)
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`candle`] | op by op on candle tensors in f32: the definition, and the oracle of `verify` and the tests |
 //! | [`cpu`] | the fast one: a team of pinned workers walks the plan together over one arena |
-//! | `cuda` | launches on an NVIDIA GPU (feature `cuda`) |
+//! | `cuda` | launches on NVIDIA GPUs, and on the CPU what they don't get (feature `cuda`) |
 
 pub mod batch;
 pub mod build;
@@ -14,12 +14,14 @@ pub mod cpu;
 pub mod cuda;
 mod lower;
 pub mod options;
+#[cfg(feature = "cuda")]
+mod placement;
 pub mod program;
 pub mod rows;
 
 pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes, kv_bytes_of_context, limits};
-pub use options::{Activations, Backend, Device, ExecOptions, KvSize, WindowKv};
+pub use options::{Activations, Backend, Device, ExecOptions, GpuLayers, GpuMemory, GpuOptions, KvSize, WindowKv};
 pub use rows::{Candidate, Draw, KeptRows, MAX_BEST, ReducedRow, RowTask, RowTasks};
 pub use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 
@@ -132,6 +134,11 @@ pub trait Executor: Send {
     /// Short name for logs and `--backend`: `cpu`, `candle`, `cuda`.
     fn name(&self) -> &'static str;
 
+    /// Which layers run where, for people; `None` where that is one place and its name says which.
+    fn placement(&self) -> Option<&str> {
+        None
+    }
+
     /// What it can take.
     fn limits(&self) -> Limits;
 
@@ -148,6 +155,12 @@ pub trait Executor: Send {
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when one of them is outside the pool.
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()>;
 
+    /// Names how keys and values lie in a block: what [`read_block`](Self::read_block) gives serves executors of the same name,
+    /// plan and options.
+    fn kv_layout(&self) -> String {
+        self.name().to_owned()
+    }
+
     /// Bytes of a block of a KV pool over all its layers; 0 where there is no such pool.
     fn block_bytes(&self, pool: KvPool) -> usize;
 
@@ -158,7 +171,7 @@ pub trait Executor: Send {
     fn read_block(&mut self, pool: KvPool, block: u32, into: &mut Vec<u8>) -> Result<()>;
 
     /// Replaces the keys and values of a block by what [`read_block`](Self::read_block) gave, be it in another process with an
-    /// executor of the same kind, plan and options.
+    /// executor of the same [layout](Self::kv_layout), plan and options.
     ///
     /// # Errors
     /// [`InvalidRequest`](crate::Error::InvalidRequest) on the parameter `block` when it is outside the pool or the number of

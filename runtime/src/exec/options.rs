@@ -12,7 +12,7 @@ pub enum Backend {
     Cpu,
     /// [`crate::exec::candle`].
     Candle,
-    /// `exec::cuda`, on [`ExecOptions::device`].
+    /// `exec::cuda`, on [`ExecOptions::gpu`].
     Cuda,
 }
 
@@ -49,6 +49,76 @@ impl std::str::FromStr for Device {
             (_, Ok(index)) => Ok(Self::Index(index)),
             _ => Err(format!("`{name}` is neither the number of a GPU nor `emulated`")),
         }
+    }
+}
+
+/// Which layers run on the GPUs; the others run on the CPU, in the same step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GpuLayers {
+    /// As many of the last as fit into the memory.
+    #[default]
+    Auto,
+    /// All of them.
+    All,
+    /// So many of the last, and the output; all, if there are fewer.
+    Last(usize),
+}
+
+impl std::fmt::Display for GpuLayers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::All => f.write_str("all"),
+            Self::Last(layers) => write!(f, "{layers}"),
+        }
+    }
+}
+
+impl std::str::FromStr for GpuLayers {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match (name, name.parse()) {
+            ("auto", _) => Ok(Self::Auto),
+            ("all", _) => Ok(Self::All),
+            (_, Ok(layers)) => Ok(Self::Last(layers)),
+            _ => Err(format!("`{name}` is neither a number of layers nor `all` nor `auto`")),
+        }
+    }
+}
+
+/// Most of a GPU's memory that this process takes: weights, buffers and KV caches of all its models together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GpuMemory {
+    /// What is free when a model is loaded, but for a spare.
+    #[default]
+    Free,
+    /// So many bytes, if they are free.
+    Bytes(usize),
+    /// So many hundredths of all memory that the GPU has, if they are free.
+    Percent(u8),
+}
+
+/// The GPUs and what they get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// In the order of the layers that they get.
+    pub devices: Vec<Device>,
+    /// What isn't left to the CPU.
+    pub layers: GpuLayers,
+    /// Of each device.
+    pub memory: GpuMemory,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Device::default().into()
+    }
+}
+
+impl From<Device> for GpuOptions {
+    fn from(device: Device) -> Self {
+        Self { devices: vec![device], layers: GpuLayers::default(), memory: GpuMemory::default() }
     }
 }
 
@@ -91,7 +161,7 @@ pub struct ExecOptions {
     /// Which executor.
     pub backend: Backend,
     /// Where the cuda executor runs.
-    pub device: Device,
+    pub gpu: GpuOptions,
     /// Worker threads; `None`: physical cores inside the cgroup's limit.
     pub threads: Option<usize>,
     /// Most tokens of one sequence; `None`: the model's own context, as far as the KV pool allows.
@@ -112,7 +182,7 @@ impl Default for ExecOptions {
     fn default() -> Self {
         Self {
             backend: Backend::Auto,
-            device: Device::default(),
+            gpu: GpuOptions::default(),
             threads: None,
             max_context: None,
             kv_size: KvSize::Auto,

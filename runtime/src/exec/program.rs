@@ -25,6 +25,8 @@ struct Rope {
 /// Runs a plan as a program of the kernels crate on one of its machines.
 pub struct ProgramExecutor<M> {
     program: M,
+    /// Which layers run where.
+    placement: Option<String>,
     limits: Limits,
     kv_types: KvTypes,
     prefix_reuse: PrefixReuse,
@@ -62,6 +64,7 @@ impl<M: Machine> ProgramExecutor<M> {
             .collect();
         Ok(Self {
             program,
+            placement: None,
             limits,
             kv_types: options.kv_types,
             prefix_reuse: PrefixReuse::of(plan),
@@ -76,6 +79,12 @@ impl<M: Machine> ProgramExecutor<M> {
             hidden: Vec::with_capacity(limits.max_step_tokens),
             tables,
         })
+    }
+
+    /// The same, saying which layers run where.
+    #[cfg(feature = "cuda")]
+    pub(super) fn placed(self, placement: String) -> Self {
+        Self { placement: Some(placement), ..self }
     }
 
     /// Fills cos and sin for every row of every table.
@@ -159,6 +168,10 @@ impl<M: Machine> Executor for ProgramExecutor<M> {
         self.program.name()
     }
 
+    fn placement(&self) -> Option<&str> {
+        self.placement.as_deref()
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }
@@ -174,6 +187,10 @@ impl<M: Machine> Executor for ProgramExecutor<M> {
     fn copy_block(&mut self, pool: KvPool, from: u32, to: u32) -> Result<()> {
         self.limits.check_block(pool, from.max(to))?;
         self.program.copy_block(pool, from, to).map_err(|error| Error::EngineStopped(error.to_string()))
+    }
+
+    fn kv_layout(&self) -> String {
+        self.program.kv_layout()
     }
 
     fn block_bytes(&self, pool: KvPool) -> usize {

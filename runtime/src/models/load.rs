@@ -116,6 +116,8 @@ pub struct LoadedModel {
     pub kv_types: KvTypes,
     /// What computes it.
     pub executor: &'static str,
+    /// Which of its layers run where, if that isn't one place.
+    pub placement: Option<String>,
     /// Worker threads that it was given.
     pub threads: usize,
     /// How long the load took.
@@ -221,8 +223,8 @@ fn kv_layout(executor: &dyn Executor, exec: &ExecOptions) -> String {
     let isa = CpuKernels::detect().isa().name();
     // Layers with a window in a pool of their own lie elsewhere in a block.
     let pools = if executor.limits().window.is_some() { "two pools" } else { "one pool" };
-    let name = executor.name();
-    format!("{KV_LAYOUT} {BLOCK_TOKENS} {name} {isa} {} {} {activations:?} {pools}", k.name(), v.name())
+    let layout = executor.kv_layout();
+    format!("{KV_LAYOUT} {BLOCK_TOKENS} {layout} {isa} {} {} {activations:?} {pools}", k.name(), v.name())
 }
 
 /// Opens, checks and starts the model at `path`.
@@ -259,6 +261,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         model = name,
         architecture = plan.architecture,
         executor = executor.name(),
+        placement = executor.placement(),
         context = limits.max_context,
         kv_blocks = limits.num_kv_blocks,
         kv_window_blocks = limits.num_blocks(KvPool::Window),
@@ -275,7 +278,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         );
     }
     let layout = kv_layout(&*executor, &options.exec);
-    let executor_name = executor.name();
+    let (executor_name, placement) = (executor.name(), executor.placement().map(str::to_owned));
     let threads = options.exec.threads.unwrap_or_else(shimmy_kernels::cpu::topology::default_workers);
     let store = options.stores.for_model(&name, &content_files(&file), &layout, kept_bytes(&*executor));
     let (draft, loaded_draft) = match &options.draft {
@@ -307,6 +310,7 @@ pub fn load_with(path: &Path, options: &LoadOptions, build: &Build<'_>) -> Resul
         draft: loaded_draft,
         kv_types,
         executor: executor_name,
+        placement,
         threads,
         load_time,
         keeps_on_disk,

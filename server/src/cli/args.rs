@@ -2,12 +2,15 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use shimmy_runtime::engine::{EngineOptions, SamplingParams, Speculation};
-use shimmy_runtime::exec::{Activations, Backend, Device, ExecOptions, KvSize, KvType, KvTypes};
+use shimmy_runtime::exec::{
+    Activations, Backend, Device, ExecOptions, GpuLayers, GpuMemory, GpuOptions, KvSize, KvType, KvTypes,
+};
 use shimmy_runtime::kv::store::folder::KvFolder;
 use shimmy_runtime::models::{
     self, Catalog, Discovered, DraftOptions, KvStores, LoadOptions, LoadedModel, default_roots,
@@ -56,6 +59,24 @@ pub(super) enum ActivationsArg {
     F32,
 }
 
+/// A size or a share of a GPU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct GpuMemoryArg(GpuMemory);
+
+impl FromStr for GpuMemoryArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(percent) = text.strip_suffix('%') else {
+            let size: ByteSize =
+                text.parse().map_err(|error| format!("{error}; a size is written like 6GiB, a share like 80%"))?;
+            return Ok(Self(GpuMemory::Bytes(usize::try_from(size.as_u64()).unwrap_or(usize::MAX))));
+        };
+        let percent = percent.trim().parse().ok().filter(|percent| (1..=100).contains(percent));
+        percent.map(|percent| Self(GpuMemory::Percent(percent))).ok_or_else(|| "a share is from 1% to 100%".to_owned())
+    }
+}
+
 /// How to run a model.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "How to run the model")]
@@ -63,10 +84,18 @@ pub(super) struct ExecArgs {
     /// Which executor.
     #[arg(long, value_enum, default_value_t)]
     pub(super) backend: BackendArg,
-    /// Which GPU, by its number in `shimmy gpu-info`; `emulated` runs the GPU's code on the CPU, very slowly, to look for
-    /// mistakes in it.
-    #[arg(long, value_name = "N", default_value_t)]
-    pub(super) device: Device,
+    /// Which GPU, by its number in `shimmy gpu-info`; of several, such as 0,1, each gets layers in proportion to its free
+    /// memory. `emulated` runs the GPU's code on the CPU, very slowly, to look for mistakes in it.
+    #[arg(long, value_name = "N[,N]", value_delimiter = ',', default_value = "0")]
+    pub(super) device: Vec<Device>,
+    /// How many of the last layers run on the GPU, with the output; the first ones run on the CPU, in the same step. `all`,
+    /// or as many as fit into its memory: `auto`. llama.cpp's -ngl works, too.
+    #[arg(long, visible_aliases = ["ngl", "n-gpu-layers"], value_name = "N|all|auto", default_value_t)]
+    pub(super) gpu_layers: GpuLayers,
+    /// Most of each GPU's memory that this process takes, weights, buffers and KV cache together, such as 6GiB or, of all
+    /// that it has, 80% [default: what is free, but for 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub(super) gpu_memory: Option<GpuMemoryArg>,
     /// Worker threads [default: the physical cores this process may use].
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
@@ -109,7 +138,11 @@ impl ExecArgs {
                 BackendArg::Candle => Backend::Candle,
                 BackendArg::Cuda => Backend::Cuda,
             },
-            device: self.device,
+            gpu: GpuOptions {
+                devices: if self.device.is_empty() { defaults.gpu.devices } else { self.device.clone() },
+                layers: self.gpu_layers,
+                memory: self.gpu_memory.map_or(GpuMemory::Free, |GpuMemoryArg(memory)| memory),
+            },
             threads: self.threads.map(NonZeroUsize::get),
             max_context: self.ctx.map(NonZeroUsize::get),
             kv_size: match (self.kv_memory, self.kv_tokens) {
@@ -318,6 +351,31 @@ mod tests {
     fn kv_types(args: &[&str]) -> Result<String, String> {
         let command = Command::try_parse_from([&["shimmy"], args].concat()).map_err(|error| error.to_string())?;
         Ok(command.exec.options().kv_types.to_string())
+    }
+
+    #[test]
+    fn gpus_get_layers_and_memory() {
+        let gpu = |args: &[&str]| {
+            let command = Command::try_parse_from([&["shimmy"], args].concat()).map_err(|error| error.to_string())?;
+            Ok::<_, String>(command.exec.options().gpu)
+        };
+        assert_eq!(gpu(&[]), Ok(GpuOptions::default()));
+        let devices = vec![Device::Index(1), Device::Emulated];
+        let (layers, memory) = (GpuLayers::Last(7), GpuMemory::Bytes(6 << 30));
+        let all = GpuOptions { devices, layers, memory };
+        assert_eq!(gpu(&["--device", "1,emulated", "--gpu-layers", "7", "--gpu-memory", "6GiB"]), Ok(all));
+        assert_eq!(gpu(&["--ngl", "all"]).unwrap().layers, GpuLayers::All);
+        assert_eq!(gpu(&["--n-gpu-layers", "auto"]).unwrap().layers, GpuLayers::Auto);
+        assert_eq!(gpu(&["--gpu-memory", "80%"]).unwrap().memory, GpuMemory::Percent(80));
+        for (wrong, what) in [
+            (["--gpu-memory", "101%"], "1% to 100%"),
+            (["--gpu-memory", "much"], "6GiB"),
+            (["--gpu-layers", "some"], "neither a number of layers"),
+            (["--device", "0,"], "neither the number of a GPU"),
+        ] {
+            let error = gpu(&wrong).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     #[test]

@@ -98,6 +98,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         return output::json(&json!({
             "model": found.name,
             "executor": executor.name(),
+            "placement": executor.placement(),
             "threads": threads,
             "prompt": args.prompt,
             "generate": args.generate,
@@ -118,8 +119,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let most = values.iter().copied().fold(0.0, f64::max);
         format!("{:.1} tokens/s (of {} runs: {least:.1} to {most:.1})", median(values), values.len())
     };
+    let placement = executor.placement().map_or(String::new(), |placement| format!(" ({placement})"));
     let mut text = format!(
-        "{} on {}, {threads} threads; header read in {open_ms:.1} ms, ready after {load_ms:.1} ms\n\
+        "{} on {}{placement}, {threads} threads; header read in {open_ms:.1} ms, ready after {load_ms:.1} ms\n\
          peak memory: {} with the header read, {} at the end\n",
         found.name,
         executor.name(),

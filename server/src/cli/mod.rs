@@ -83,7 +83,7 @@ struct Context {
 pub fn main() -> ExitCode {
     failure::install_panic_hook();
     shimmy_kernels::memory::map_large_allocations();
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let args = with_long_names(std::env::args_os());
     let layered = match config::layer(Cli::command(), &args) {
         Ok(layered) => layered,
         Err(error) => return failure::report(&error.into()),
@@ -122,6 +122,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command line with the short name of several letters that people know from llama.cpp written out: as it is, it would be
+/// `-n gl`.
+fn with_long_names(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut are_options = true;
+    args.map(|arg| {
+        are_options &= arg != "--";
+        if are_options && arg == "-ngl" { "--gpu-layers".into() } else { arg }
+    })
+    .collect()
+}
+
 /// Logs to stderr. What a client sends that is no HTTP is its own mistake, and an error of the server only to actix: it is
 /// shown from `-vv` on. `SHIMMY_LOG` (the syntax of `RUST_LOG`) overrides `-v`.
 fn start_log(verbose: u8) {
@@ -145,6 +156,12 @@ fn start_log(verbose: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_of_llama_cpp_is_written_out() {
+        let args = ["shimmy", "generate", "-ngl", "5", "--", "-ngl"].map(OsString::from);
+        assert_eq!(with_long_names(args.into_iter()), ["shimmy", "generate", "--gpu-layers", "5", "--", "-ngl"]);
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -56,6 +56,8 @@ struct Model {
     context: usize,
     /// What would run it.
     executor: String,
+    /// Which layers run where, if that isn't one place.
+    placement: Option<String>,
 }
 
 /// Runs the command.
@@ -97,7 +99,7 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
     options.max_step_tokens = options.max_step_tokens.min(shimmy_runtime::kv::BLOCK_TOKENS);
     let executor = shimmy_runtime::exec::build(&plan, &options)?;
     let kv_bytes = shimmy_runtime::exec::kv_bytes_of_context(&plan, &args.exec.options(), executor.kv_types(), context);
-    let executor = executor.name();
+    let (executor, placement) = (executor.name(), executor.placement().map(str::to_owned));
     let executor = match options.backend {
         Backend::Auto => executor.to_owned(),
         Backend::Cpu | Backend::Candle | Backend::Cuda => format!("{executor} (forced)"),
@@ -109,6 +111,7 @@ fn probe_model(model: &str, args: &Args) -> anyhow::Result<Model> {
         kv_bytes: kv_bytes as u64,
         context,
         executor,
+        placement,
     })
 }
 
@@ -133,6 +136,9 @@ fn text(machine: &Machine) -> String {
         line("", "");
         line("model", &format!("{} ({})", model.name, model.architecture));
         line("executor", &model.executor);
+        if let Some(placement) = &model.placement {
+            line("", placement);
+        }
         line("weights", &output::bytes(model.weight_bytes));
         line("kv cache", &format!("{} for a context of {} tokens", output::bytes(model.kv_bytes), model.context));
     }

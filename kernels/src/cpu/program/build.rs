@@ -10,7 +10,7 @@ use crate::program::input::InputCheck;
 use crate::program::instr::Access;
 
 impl Program {
-    /// Checks everything and allocates the memory. `output` is what a step returns.
+    /// Checks everything and allocates the memory. `output` is what a step returns; `None` for a stage of a program that isn't its last.
     ///
     /// # Errors
     /// [`ProgramError::Instr`] with what doesn't fit; [`ProgramError::Step`] when the workers can't be started.
@@ -18,10 +18,11 @@ impl Program {
         kernels: CpuKernels,
         num_workers: usize,
         builder: ProgramBuilder,
-        output: Span,
+        output: impl Into<Option<Span>>,
         size: ProgramSize,
     ) -> Result<Self, ProgramError> {
-        builder.check_all(&output, &size)?;
+        let output = output.into();
+        builder.check_all(output.as_ref(), &size)?;
         check_size(&builder, &size).map_err(ProgramError::Step)?;
 
         let mut arena_len = 0;

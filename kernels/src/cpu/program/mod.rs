@@ -30,6 +30,7 @@ pub use crate::program::{
 };
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use super::kv::{KvPool, KvTypes};
@@ -55,9 +56,10 @@ struct Code {
     acts: Vec<ActSlot>,
     caches: Vec<CacheSlot>,
     weights: Vec<WeightSlot>,
-    vectors_data: Vec<Vec<f32>>,
+    vectors_data: Vec<Arc<[f32]>>,
     instrs: Vec<Step>,
-    output: Span,
+    /// `None` for a stage that isn't the last of its program.
+    output: Option<Span>,
     /// Hidden states that a step can return beside its outputs.
     hidden: Option<Span>,
     size: ProgramSize,

@@ -70,7 +70,7 @@ impl<'a> Run<'a> {
     }
 
     fn vector(&self, id: Option<super::VecId>) -> Option<&'a [f32]> {
-        id.map(|id| self.code.vectors_data[id.0].as_slice())
+        id.map(|id| &self.code.vectors_data[id.0][..])
     }
 
     #[expect(

@@ -35,7 +35,8 @@ impl Machine for Program {
     }
 
     fn outputs(&self, num_rows: usize) -> &[f32] {
-        let slot = &self.code.buffers[self.code.output.buf.0];
+        let Some(output) = &self.code.output else { return &[] };
+        let slot = &self.code.buffers[output.buf.0];
         let num_rows = num_rows.min(self.code.size.max_outputs);
         // SAFETY: the team is done, and the next step needs the program exclusively.
         unsafe { self.memory.arena.slice(slot.offset..slot.offset + num_rows * slot.width) }
@@ -43,9 +44,23 @@ impl Machine for Program {
 
     fn read_output(&self, row: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
         self.code.size.check_output(row)?;
-        let width = self.code.output.width;
+        let width = self.code.output.as_ref().map_or(0, |output| output.width);
         into.clear();
         into.extend_from_slice(&self.outputs(row + 1)[row * width..]);
+        Ok(())
+    }
+
+    fn read_rows(&mut self, buf: BufId, num_rows: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
+        let slot = self.slot(buf)?;
+        let range = self.rows_range(slot, num_rows * slot.width)?;
+        into.clear();
+        into.extend_from_slice(self.memory.arena.get_mut(range));
+        Ok(())
+    }
+
+    fn write_rows(&mut self, buf: BufId, rows: &[f32]) -> Result<(), ProgramError> {
+        let range = self.rows_range(self.slot(buf)?, rows.len())?;
+        self.memory.arena.get_mut(range).copy_from_slice(rows);
         Ok(())
     }
 
@@ -89,5 +104,18 @@ impl Machine for Program {
 
     fn rest(&self) {
         self.team.rest();
+    }
+}
+
+impl Program {
+    /// A buffer, or that there is none.
+    fn slot(&self, buf: BufId) -> Result<&BufferSlot, ProgramError> {
+        self.code.buffers.get(buf.0).ok_or_else(|| ProgramError::Step("unknown buffer".into()))
+    }
+
+    /// Where the first elements of a buffer lie in the arena: whole rows.
+    fn rows_range(&self, slot: &BufferSlot, num_elements: usize) -> Result<Range<usize>, ProgramError> {
+        self.code.size.check_rows(slot.rows, slot.width, num_elements)?;
+        Ok(slot.offset..slot.offset + num_elements)
     }
 }

@@ -1,5 +1,7 @@
 //! What a program keeps on the device: matrices, vectors, buffers of rows, the KV cache.
 
+use std::sync::Arc;
+
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::kv::{KvPool, KvType, KvTypes};
 use crate::cuda::args::{Acts, Planes};
@@ -12,7 +14,7 @@ use crate::quant::QuantType;
 /// Bytes that are arranged and uploaded at a time.
 const PIECE_BYTES: usize = 16 << 20;
 /// Alignment of buffers within an allocation, in bytes.
-const ALIGN: usize = 256;
+pub(super) const ALIGN: usize = 256;
 /// Kernels for few rows, by the rows that they take.
 pub(super) const MATVEC_ROWS: [usize; 4] = [1, 2, 4, 8];
 /// Rows of the kernels on exact weights.
@@ -56,10 +58,9 @@ pub(super) struct Matrix {
 impl Matrix {
     /// Uploads a matrix, plane by plane. `staging` are two buffers that take turns.
     pub(super) fn upload(gpu: &Gpu, slot: &WeightSlot) -> Result<Self, CudaError> {
-        let WeightSlot { bytes, dtype, rows, cols } = slot;
+        let WeightSlot { bytes, dtype, cols, .. } = slot;
         let (dtype, bytes) = (*dtype, (**bytes).as_ref());
-        let num_blocks = rows * (cols / dtype.block_len());
-        let (starts, len) = planes::layout(dtype, num_blocks);
+        let (starts, len) = planes_of(slot);
         let buffer = gpu.alloc(len)?;
         let mut staging = [gpu.staging(PIECE_BYTES.min(len))?, gpu.staging(PIECE_BYTES.min(len))?];
         for (&start, &field) in starts.iter().zip(planes::fields(dtype)) {
@@ -97,6 +98,18 @@ impl Matrix {
             cols: *cols,
         })
     }
+}
+
+/// Where the planes of a matrix begin, and the bytes of all.
+pub(super) fn planes_of(slot: &WeightSlot) -> (Vec<usize>, usize) {
+    planes::layout(slot.dtype, slot.rows * (slot.cols / slot.dtype.block_len()))
+}
+
+/// Where vectors lie in one allocation, and its bytes.
+pub(super) fn bytes_of_vectors(vectors: &[Arc<[f32]>]) -> (Vec<usize>, usize) {
+    let mut layout = Layout::default();
+    let offsets = vectors.iter().map(|vector| layout.take(size_of_val(&vector[..]))).collect();
+    (offsets, layout.bytes())
 }
 
 /// Bytes in a buffer of their own.
@@ -156,6 +169,29 @@ pub(super) struct Arena {
     pub(super) acts: Vec<ActSlot>,
 }
 
+/// Where each buffer begins in that allocation, and its bytes.
+pub(super) struct ArenaLayout {
+    rows: Vec<usize>,
+    /// Values, scales and sums.
+    acts: Vec<[usize; 3]>,
+    pub(super) bytes: usize,
+}
+
+impl ArenaLayout {
+    pub(super) fn of(buffers: &[(usize, Rows)], acts: &[usize], size: &ProgramSize) -> Self {
+        let mut layout = Layout::default();
+        let rows =
+            buffers.iter().map(|&(width, rows)| layout.take(width * size.max_rows(rows) * size_of::<f32>())).collect();
+        let num_rows = size.max_tokens.max(size.max_outputs);
+        let acts = acts
+            .iter()
+            .map(|&cols| [cols, cols / 32 * size_of::<f32>(), cols / 16 * size_of::<i16>()])
+            .map(|row_bytes| row_bytes.map(|bytes| layout.take(num_rows * bytes)))
+            .collect();
+        Self { rows, acts, bytes: layout.bytes() }
+    }
+}
+
 impl Arena {
     pub(super) fn new(
         gpu: &Gpu,
@@ -163,16 +199,8 @@ impl Arena {
         acts: &[usize],
         size: &ProgramSize,
     ) -> Result<Self, CudaError> {
-        let mut layout = Layout::default();
-        let row_offsets: Vec<usize> =
-            buffers.iter().map(|&(width, rows)| layout.take(width * size.max_rows(rows) * size_of::<f32>())).collect();
-        let num_rows = size.max_tokens.max(size.max_outputs);
-        let act_offsets: Vec<[usize; 3]> = acts
-            .iter()
-            .map(|&cols| [cols, cols / 32 * size_of::<f32>(), cols / 16 * size_of::<i16>()])
-            .map(|row_bytes| row_bytes.map(|bytes| layout.take(num_rows * bytes)))
-            .collect();
-        let buffer = gpu.alloc(layout.bytes())?;
+        let ArenaLayout { rows: row_offsets, acts: act_offsets, bytes } = ArenaLayout::of(buffers, acts, size);
+        let buffer = gpu.alloc(bytes)?;
         let at = |offset: usize| buffer.address() + offset as u64;
         let rows = (buffers.iter().zip(row_offsets))
             .map(|(&(width, rows), offset)| RowsSlot { address: at(offset), width, rows })
@@ -191,6 +219,12 @@ impl Arena {
         let offset = (address - self.buffer.address()) as usize + row * width * size_of::<f32>();
         gpu.download(&self.buffer, offset, bytemuck::cast_slice_mut(into))
     }
+
+    /// Replaces the first rows of a whole buffer.
+    pub(super) fn upload(&self, gpu: &Gpu, buf: BufId, rows: &[f32]) -> Result<(), CudaError> {
+        let offset = (self.rows[buf.0].address - self.buffer.address()) as usize;
+        gpu.upload(&self.buffer, offset, bytemuck::cast_slice(rows))
+    }
 }
 
 /// The KV cache of all layers, in one allocation.
@@ -201,6 +235,12 @@ pub(super) struct KvMemory {
 
 impl KvMemory {
     pub(super) fn new(gpu: &Gpu, shapes: &[CacheShape], size: &ProgramSize) -> Result<Self, CudaError> {
+        let (caches, bytes) = Self::layout(shapes, size);
+        Ok(Self { buffer: gpu.alloc(bytes)?, caches })
+    }
+
+    /// Where each cache lies in the allocation, and its bytes.
+    pub(super) fn layout(shapes: &[CacheShape], size: &ProgramSize) -> (Vec<CacheSlot>, usize) {
         let mut layout = Layout::default();
         let KvTypes { k, v } = size.kv;
         let caches = shapes
@@ -213,7 +253,7 @@ impl KvMemory {
                 CacheSlot { shape, k, v, k_bytes, v_bytes }
             })
             .collect();
-        Ok(Self { buffer: gpu.alloc(layout.bytes())?, caches })
+        (caches, layout.bytes())
     }
 
     /// Offset and bytes of a block's keys and values in every cache of a pool.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | [`CudaProgram`]: what is built once; graphs; the [`Machine`] |
 //! | `memory` | matrices, buffers and the KV cache on the device |
+//! | `needs` | how much of its memory a program takes |
 //! | `input` | a step's input as one upload |
 //! | `launch`, `matmul`, `attend` | what each instruction launches |
 //! | [`reduce`] | rows of logits that stay on the device |
@@ -17,6 +18,7 @@ mod input;
 mod launch;
 mod matmul;
 mod memory;
+mod needs;
 pub mod reduce;
 #[cfg(test)]
 mod tests;
@@ -27,10 +29,11 @@ use super::{CudaError, DeviceBuffer, Gpu, Graph};
 use crate::cpu::Numerics;
 use crate::cpu::kv::KvPool;
 use crate::program::input::InputCheck;
-use crate::program::{Instr, Machine, ProgramBuilder, ProgramError, ProgramSize, ReducedRow, Span, StepInput};
+use crate::program::{BufId, Instr, Machine, ProgramBuilder, ProgramError, ProgramSize, ReducedRow, Span, StepInput};
 use input::InputLayout;
 use launch::{Functions, StepShape};
-use memory::{Arena, KvMemory, Matrix};
+use memory::{Arena, KvMemory, Matrix, bytes_of_vectors};
+pub use needs::Needs;
 use reduce::{ReducedRows, Reducer};
 
 /// Steps of more tokens are launched one by one: their kernels take longer than the launches.
@@ -71,8 +74,9 @@ struct Code {
     /// Rows of the tiles of attention on the tensor cores: one number for each size of group, few in all.
     tile_rows: Vec<usize>,
     instrs: Vec<Instr>,
-    output: Span,
-    /// `None`: outputs are longer than it takes.
+    /// `None` for a stage that isn't the last of its program.
+    output: Option<Span>,
+    /// `None`: no outputs, or longer ones than it takes.
     reducer: Option<Reducer>,
     hidden: Option<Span>,
     rope_halves: Vec<usize>,
@@ -81,19 +85,20 @@ struct Code {
 impl CudaProgram {
     /// Checks a program, uploads its matrices and allocates everything that its steps need. `is_exact` keeps many f32 rows on
     /// 16-bit weights from being rounded to the weights' type. `progress` is told the bytes of matrices that are on their way,
-    /// again and again, and how many there will be.
+    /// again and again, and how many there will be. `output` is `None` for a stage of a program that isn't its last.
     ///
     /// # Errors
     /// [`ProgramError::Instr`] with what doesn't fit; [`ProgramError::Cuda`] when the device refuses, most of all for want of memory.
     pub fn new(
         gpu: &Gpu,
         builder: ProgramBuilder,
-        output: Span,
+        output: impl Into<Option<Span>>,
         size: ProgramSize,
         is_exact: bool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ProgramError> {
-        builder.check_all(&output, &size)?;
+        let output = output.into();
+        builder.check_all(output.as_ref(), &size)?;
         let check = InputCheck::new(&builder, &size);
         if let Some(cache) = builder.caches.iter().find(|cache| cache.k_dim.max(cache.v_dim) > MAX_HEAD_DIM) {
             let what = format!("heads of {} elements; at most {MAX_HEAD_DIM} on a GPU", cache.k_dim.max(cache.v_dim));
@@ -108,9 +113,8 @@ impl CudaProgram {
             done += bytes_of(slot);
             progress(done, total);
         }
-        let mut layout = memory::Layout::default();
-        let offsets: Vec<usize> = builder.vectors.iter().map(|vector| layout.take(size_of_val(&vector[..]))).collect();
-        let vectors = gpu.alloc(layout.bytes())?;
+        let (offsets, vectors_bytes) = bytes_of_vectors(&builder.vectors);
+        let vectors = gpu.alloc(vectors_bytes)?;
         for (vector, &offset) in builder.vectors.iter().zip(&offsets) {
             gpu.upload(&vectors, offset, bytemuck::cast_slice(vector))?;
         }
@@ -134,7 +138,10 @@ impl CudaProgram {
             parts,
             tile_rows,
             instrs: builder.instrs,
-            reducer: Reducer::new(gpu, output.width, size.max_outputs)?,
+            reducer: match &output {
+                Some(output) => Reducer::new(gpu, output.width, size.max_outputs)?,
+                None => None,
+            },
             output,
             hidden: builder.hidden,
             rope_halves: builder.rope_halves,
@@ -156,6 +163,11 @@ impl CudaProgram {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// A buffer, or that there is none.
+    fn slot(&self, buf: BufId) -> Result<&memory::RowsSlot, ProgramError> {
+        self.code.arena.rows.get(buf.0).ok_or_else(|| ProgramError::Step("unknown buffer".into()))
     }
 
     /// Runs the launches of a step whose input is on the device.
@@ -198,8 +210,9 @@ impl Machine for CudaProgram {
 
     fn run(&mut self, input: &StepInput<'_>) -> Result<&[f32], ProgramError> {
         self.check.check(input).map_err(ProgramError::Step)?;
-        if let Some(reduce) = &input.reduce {
-            reduce.check(input.outputs.len(), self.code.output.width).map_err(ProgramError::Step)?;
+        let output = self.code.output;
+        if let (Some(reduce), Some(output)) = (&input.reduce, &output) {
+            reduce.check(input.outputs.len(), output.width).map_err(ProgramError::Step)?;
         }
         let shape = StepShape::of(&self.code, input);
         let layout = InputLayout::of(&self.code, input);
@@ -212,7 +225,11 @@ impl Machine for CudaProgram {
         self.reduced.clear();
         match (&self.code.reducer, &shape.reduce, &input.reduce) {
             (Some(reducer), Some(shape), Some(reduce)) => self.reduced.download(&self.gpu, reducer, shape, reduce)?,
-            _ => Self::download(&self.gpu, &self.code, &self.code.output, input.outputs.len(), &mut self.outputs)?,
+            _ => {
+                if let Some(output) = &output {
+                    Self::download(&self.gpu, &self.code, output, input.outputs.len(), &mut self.outputs)?;
+                }
+            }
         }
         if let Some(hidden) = &self.code.hidden {
             Self::download(&self.gpu, &self.code, hidden, input.hidden.len(), &mut self.hidden)?;
@@ -221,7 +238,8 @@ impl Machine for CudaProgram {
     }
 
     fn outputs(&self, num_rows: usize) -> &[f32] {
-        let len = (num_rows * self.code.output.width).min(self.outputs.len());
+        let width = self.code.output.as_ref().map_or(0, |output| output.width);
+        let len = (num_rows * width).min(self.outputs.len());
         &self.outputs[..len]
     }
 
@@ -235,8 +253,24 @@ impl Machine for CudaProgram {
 
     fn read_output(&self, row: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
         self.code.size.check_output(row)?;
-        into.resize(self.code.output.width, 0.0);
-        Ok(self.code.arena.download(&self.gpu, self.code.output.buf, row, into)?)
+        let Some(output) = &self.code.output else {
+            return Err(ProgramError::Step("the program has no output".into()));
+        };
+        into.resize(output.width, 0.0);
+        Ok(self.code.arena.download(&self.gpu, output.buf, row, into)?)
+    }
+
+    fn read_rows(&mut self, buf: BufId, num_rows: usize, into: &mut Vec<f32>) -> Result<(), ProgramError> {
+        let &memory::RowsSlot { rows, width, .. } = self.slot(buf)?;
+        self.code.size.check_rows(rows, width, num_rows * width)?;
+        into.resize(num_rows * width, 0.0);
+        Ok(self.code.arena.download(&self.gpu, buf, 0, into)?)
+    }
+
+    fn write_rows(&mut self, buf: BufId, rows: &[f32]) -> Result<(), ProgramError> {
+        let slot = self.slot(buf)?;
+        self.code.size.check_rows(slot.rows, slot.width, rows.len())?;
+        Ok(self.code.arena.upload(&self.gpu, buf, rows)?)
     }
 
     fn hidden(&self, num_rows: usize) -> &[f32] {

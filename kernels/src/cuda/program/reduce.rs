@@ -94,13 +94,6 @@ impl ReduceShape {
     }
 }
 
-/// Bytes that a row of `width` logits takes beside itself.
-pub fn row_bytes(width: usize) -> usize {
-    let groups = width.min(MAX_GROUPS) * size_of::<u64>();
-    let sums = 2 * width.div_ceil(CHUNK) * size_of::<f64>();
-    groups + sums + size_of::<ResultWords>() + MAX_BEST * size_of::<u64>()
-}
-
 /// The kernels and their memory.
 pub(super) struct Reducer {
     groups_kernel: Function,
@@ -116,25 +109,34 @@ pub(super) struct Reducer {
 impl Reducer {
     /// For up to `max_rows` rows of `width` columns; `None` where rows are longer than the kernels take.
     pub(super) fn new(gpu: &Gpu, width: usize, max_rows: usize) -> Result<Option<Self>, CudaError> {
-        if width > MAX_GROUPS * MAX_GROUP || width > MAX_CHUNKS * CHUNK {
-            return Ok(None);
-        }
+        let Some([groups, sums, results]) = Self::bytes(width, max_rows) else { return Ok(None) };
         Ok(Some(Self {
             groups_kernel: gpu.function("best_of_groups")?,
             rows_kernel: gpu.function("best_of_rows")?,
             sums_kernel: gpu.function("sum_weights")?,
             finish_kernel: gpu.function("finish_rows")?,
-            groups: gpu.alloc(max_rows * width.min(MAX_GROUPS) * size_of::<u64>())?,
-            sums: gpu.alloc(max_rows * 2 * width.div_ceil(CHUNK) * size_of::<f64>())?,
-            results: gpu.alloc(max_rows * (size_of::<ResultWords>() + MAX_BEST * size_of::<u64>()))?,
+            groups: gpu.alloc(groups)?,
+            sums: gpu.alloc(sums)?,
+            results: gpu.alloc(results)?,
         }))
+    }
+
+    /// What it allocates.
+    pub(super) fn bytes(width: usize, max_rows: usize) -> Option<[usize; 3]> {
+        if width > MAX_GROUPS * MAX_GROUP || width > MAX_CHUNKS * CHUNK {
+            return None;
+        }
+        let groups = width.min(MAX_GROUPS) * size_of::<u64>();
+        let sums = 2 * width.div_ceil(CHUNK) * size_of::<f64>();
+        let results = size_of::<ResultWords>() + MAX_BEST * size_of::<u64>();
+        Some([groups, sums, results].map(|bytes| max_rows * bytes))
     }
 }
 
 impl Step<'_> {
     /// Launches what the step's outputs are reduced by.
     pub(super) fn reduce(&self, reducer: &Reducer, wanted: &ReduceShape) -> Result<(), CudaError> {
-        let output = &self.code.output;
+        let Some(output) = &self.code.output else { return Ok(()) };
         let num_rows = self.num_rows(output);
         if num_rows == 0 {
             return Ok(());

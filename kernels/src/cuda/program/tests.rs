@@ -387,3 +387,25 @@ fn what_a_device_cannot_take_is_refused_with_the_reason() {
     let mut program = cuda(&device(), attention_layer(KvPool::Full, (1, 1, 32), None), size(kv));
     one_sequence(&[VOCAB as u32], 0, &[0], |input| assert!(program.run(input).is_err()));
 }
+
+/// What a program takes is known before; its input, which grows with the steps, stays below what was counted for it.
+#[test]
+fn what_a_program_takes_of_the_memory_is_known_before() {
+    for seed in 0..6 {
+        let gpu = Gpu::emulated(&Emulation { checks: Checks::FAST, ..Emulation::default() }).unwrap();
+        let (before, size) = (gpu.memory().unwrap().free, size(KV_TYPES[seed as usize % KV_TYPES.len()]));
+        let (builder, output) = Kit::new(seed).build(25);
+        let needs = Needs::of(&builder, Some(&output), &size);
+        let mut program = cuda_on_zeros(&gpu, (builder, output), size);
+        let taken = || before - gpu.memory().unwrap().free;
+        assert_eq!(taken(), gpu.taken(), "seed {seed}");
+        let built = taken();
+        let mut rng = Rng(seed);
+        program.run(&Input::new(&mut rng, [(3, 0), (37, 0)]).as_step()).unwrap();
+        let input = taken() - built;
+        assert!(input > 0 && taken() <= needs.total(), "seed {seed}: {} of {needs:?}", taken());
+        assert!(needs.total() - taken() <= 8192, "seed {seed}: {} of {needs:?}", taken());
+        drop(program);
+        assert_eq!(gpu.taken(), 0, "seed {seed}");
+    }
+}

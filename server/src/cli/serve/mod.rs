@@ -212,6 +212,9 @@ fn models(args: &Args, pinned: Option<Discovered>) -> anyhow::Result<Models> {
             loaded.kv_types,
             ByteSize(loaded.kv_bytes as u64),
         );
+        if let Some(placement) = &loaded.placement {
+            eprintln!("{}: {placement}", loaded.name);
+        }
         if let Some(draft) = &loaded.draft {
             let (name, held, bytes) = (&draft.name, draft.kv_tokens, ByteSize(draft.kv_bytes as u64));
             eprintln!("{}: draft model {name}; its KV cache {held} tokens, up to {bytes}", loaded.name);

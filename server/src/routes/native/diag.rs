@@ -88,6 +88,7 @@ fn model(life: &Life<LoadedModel>) -> Value {
         "name": model.name,
         "architecture": model.config.architecture,
         "executor": model.executor,
+        "placement": model.placement,
         "threads": model.threads,
         "context_tokens": model.engine.context_tokens(),
         "max_step_tokens": limits.max_step_tokens,
