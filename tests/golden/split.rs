@@ -18,6 +18,8 @@ use super::models::{self, GOLDEN_TOLERANCE, Golden, batched, greedy, language_mo
 use super::prefix::{Ids, differs};
 use crate::support;
 
+/// Every cut is tried in models of so many layers at most: emulation is slow.
+const FEW_LAYERS: usize = 4;
 /// Tokens that are drawn after the prompt.
 const NUM_GREEDY: usize = 3;
 
@@ -44,9 +46,11 @@ fn check(plan: &Plan, options: &ExecOptions, golden: &Golden) -> Result<String, 
         return Err(format!("{placement}: {chosen:?} instead of {:?}", golden.greedy));
     }
     let short = &golden.tokens[..golden.tokens.len() / 2];
+    // Where keys depend on the length of the text, it isn't the beginning of the long one.
+    let short_whole = prefill(executor, short, short.len());
     let (rows, short_rows) = batched(executor, &golden.tokens, short);
     close("the long sequence of a batch", &rows, &whole)?;
-    close("the short sequence of a batch", &short_rows, &whole)?;
+    close("the short sequence of a batch", &short_rows, &short_whole)?;
     Ok(placement)
 }
 
@@ -58,7 +62,7 @@ fn every_family_matches_its_goldens_wherever_it_is_cut() {
         let num_layers = plan.kv.len();
         // Every cut of the first model with so many layers, and one of the others; two GPUs with and without the CPU.
         let mut cases = vec![options(1, GpuLayers::Last(num_layers / 2))];
-        if num_layers > most_layers {
+        if num_layers > most_layers && num_layers <= FEW_LAYERS {
             most_layers = num_layers;
             cases = (1..num_layers).map(|layers| options(1, GpuLayers::Last(layers))).collect();
             cases.extend([options(2, GpuLayers::Auto), options(2, GpuLayers::Last(num_layers - 1))]);
