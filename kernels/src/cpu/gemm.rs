@@ -17,13 +17,13 @@ use super::{
 use crate::quant::{Block, GroupKind, with_block};
 
 /// Rows of activations that share one unpacking of the weights; a multiple of [`PACK_ROWS`].
-const SLAB_ROWS: usize = 512;
+pub(super) const SLAB_ROWS: usize = 512;
 /// Most elements of K in a chunk: a block of activations with scales takes 32 KiB then.
 const CHUNK: usize = 768;
 /// Most columns that are unpacked together.
 const BLOCK_COLS: usize = 240;
 /// Columns of a block are a multiple of this, which the rows of weights of every tile divide.
-const COL_STEP: usize = 12;
+pub(super) const COL_STEP: usize = 12;
 /// Added to the stride of codes, so that the rows of a tile lie in different sets of the first cache.
 const PAD: usize = 64;
 /// What [`matmul`] takes from scratch at most: codes, scales, minima, strip and start values.
@@ -95,7 +95,7 @@ pub(super) trait GemmIsa {
     ///
     /// # Safety
     /// As there, and the CPU must have the ISA.
-    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32);
+    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32);
 
     /// See [`super::pack::transpose`].
     ///
@@ -159,10 +159,47 @@ pub(super) unsafe fn matmul<I: GemmIsa>(
         with_block!(
             w.dtype(),
             // SAFETY: the caller's promises, passed on; the slab's part of `out`.
-            |B| unsafe { typed::<B, I>(w, rows.clone(), &acts, out.add(slab * stride), stride, scratch) },
+            |B| unsafe {
+                let out = Output::Rows { out: out.add(slab * stride), stride };
+                typed::<B, I>(w, rows.clone(), &acts, &out, scratch);
+            },
             unreachable_float(w.dtype())
         );
     }
+}
+
+/// See `CpuKernels::matmul_q8_lanes`.
+///
+/// # Safety
+/// The CPU must have the ISA; `out` must be valid for writes of what that function writes.
+pub(super) unsafe fn matmul_lanes<I: GemmIsa>(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    out: *mut f32,
+    scratch: &mut Scratch,
+) {
+    let num_cols = rows.len().next_multiple_of(COL_STEP);
+    for slab in (0..acts.num_rows).step_by(SLAB_ROWS) {
+        let acts = acts.rows(slab..acts.num_rows.min(slab + SLAB_ROWS));
+        with_block!(
+            w.dtype(),
+            // SAFETY: the caller's promises, passed on; the slab's part of `out`, whole blocks.
+            |B| unsafe {
+                let out = Output::Lanes { out: out.add(slab * num_cols), num_cols };
+                typed::<B, I>(w, rows.clone(), &acts, &out, scratch);
+            },
+            unreachable_float(w.dtype())
+        );
+    }
+}
+
+/// Where results go.
+enum Output {
+    /// `[rows][stride]`
+    Rows { out: *mut f32, stride: usize },
+    /// `[blocks][num_cols][PACK_ROWS]`, where `num_cols` is a multiple of [`COL_STEP`]: as the tiles give them.
+    Lanes { out: *mut f32, num_cols: usize },
 }
 
 /// K in equal chunks of whole blocks, none above the limit (which every block divides).
@@ -174,8 +211,7 @@ unsafe fn typed<B: Block, I: GemmIsa>(
     w: &MatrixRef,
     rows: Range<usize>,
     acts: &ActRows,
-    out: *mut f32,
-    stride: usize,
+    output: &Output,
     scratch: &mut Scratch,
 ) {
     const { assert!(COL_STEP.is_multiple_of(I::TILE_COLS[0])) };
@@ -193,12 +229,20 @@ unsafe fn typed<B: Block, I: GemmIsa>(
         mins: carve.take(block_cols * scale_stride),
         scale_stride,
     };
-    let strip = carve.take::<f32>(num_blocks * block_cols * PACK_ROWS);
+    let strip = match output {
+        Output::Rows { .. } => carve.take::<f32>(num_blocks * block_cols * PACK_ROWS).as_mut_ptr(),
+        Output::Lanes { .. } => std::ptr::null_mut(),
+    };
     let aux = carve.take::<i32>(chunk / SUM_GROUP * PACK_ROWS);
     let blocks_per_row = acts.k / B::LEN;
     let all: &[B] = bytemuck::cast_slice(w.data());
     for first in rows.clone().step_by(block_cols) {
         let cols = first..rows.end.min(first + block_cols);
+        // Sums of these columns, and columns from block to block.
+        let (sums, sums_cols) = match *output {
+            Output::Rows { .. } => (strip, block_cols),
+            Output::Lanes { out, num_cols } => (out.wrapping_add((first - rows.start) * PACK_ROWS), num_cols),
+        };
         for from in (0..acts.k).step_by(chunk) {
             let elements = chunk.min(acts.k - from);
             let source = Source {
@@ -218,7 +262,8 @@ unsafe fn typed<B: Block, I: GemmIsa>(
                 unsafe {
                     let at = (block * acts.k + from) * PACK_ROWS;
                     let (q, d) = (packed.q.as_ptr().add(at), packed.d.as_ptr().add(at / ACT_GROUP));
-                    I::prepare_aux::<B>(q, d, elements / ACT_GROUP, aux.as_mut_ptr());
+                    let act_sums = packed.sums.as_ptr().add(at / SUM_GROUP);
+                    I::prepare_aux::<B>(act_sums, d, elements / ACT_GROUP, aux.as_mut_ptr());
                     let part = Part {
                         weights: &unpacked,
                         num_cols: tiles_cols,
@@ -227,18 +272,19 @@ unsafe fn typed<B: Block, I: GemmIsa>(
                         q,
                         d,
                         aux: aux.as_ptr(),
-                        sums: strip.as_mut_ptr().add(block * block_cols * PACK_ROWS),
+                        sums: sums.add(block * sums_cols * PACK_ROWS),
                         accumulate: from > 0,
                     };
                     tiles::<B, I>(&part, &mut ahead);
                 }
             }
         }
+        let Output::Rows { out, stride } = *output else { continue };
         for block in 0..num_blocks {
             let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
             // SAFETY: the strip's rows are columns of the output, `cols` of them; the caller owns those elements of `out`.
             unsafe {
-                let sums = strip.as_ptr().add(block * block_cols * PACK_ROWS).cast();
+                let sums = sums.add(block * sums_cols * PACK_ROWS).cast_const().cast();
                 let out = out.add(block * PACK_ROWS * stride + cols.start).cast();
                 I::transpose(sums, PACK_ROWS, cols.len(), num_rows, out, stride);
             }

@@ -4,8 +4,10 @@ use std::{ops::Range, sync::OnceLock};
 
 use super::{
     DECODE_ROWS, Numerics,
+    gemm::COL_STEP,
     isa::{Isa, detected_features},
     matrix::{ACT_GROUP, ActRows, FloatActs, MatrixRef, SUM_GROUP, Scratch},
+    pack::PACK_ROWS,
     scalar,
 };
 use crate::{
@@ -21,6 +23,8 @@ pub struct CpuKernels {
     #[expect(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
+    /// Results with rows in lanes; `None` where the kernel of many rows has none.
+    pub(super) matmul_q8_lanes: Option<unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, &mut Scratch)>,
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch),
     /// Many rows on bf16 weights, with activations rounded to bf16.
     pub(super) matmul_bf16: Option<unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch)>,
@@ -145,6 +149,54 @@ impl CpuKernels {
         );
         // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
         unsafe { (self.matmul_q8)(w, rows, acts, out, out_stride, scratch) }
+    }
+
+    /// Whether there is a [`Self::matmul_q8_lanes`].
+    pub fn has_lanes(&self) -> bool {
+        self.matmul_q8_lanes.is_some()
+    }
+
+    /// Columns from block to block in what [`Self::matmul_q8_lanes`] gives for so many rows of weights.
+    pub const fn lane_cols(num_rows: usize) -> usize {
+        num_rows.next_multiple_of(COL_STEP)
+    }
+
+    /// As [`Self::matmul_q8`] on packed rows, bit for bit, with the results as they come: rows of activations are lanes. `out` is
+    /// `[blocks][lane_cols][PACK_ROWS]`, its columns those of `rows` and some of no meaning; lanes without a row have none either.
+    ///
+    /// # Panics
+    /// If the shapes don't fit together, the type is a float, `scratch` was made for a smaller K, rows aren't packed, or there is no
+    /// such kernel ([`Self::has_lanes`]).
+    #[expect(clippy::expect_used, reason = "documented; callers ask once, before they plan to call this")]
+    pub fn matmul_q8_lanes(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        acts: &ActRows,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let matmul = self.matmul_q8_lanes.expect("matmul_q8_lanes: no such kernel");
+        assert!(
+            Self::matmul_q8_supported(w.dtype())
+                && acts.is_consistent()
+                && acts.k == w.cols()
+                && acts.packed.is_some()
+                && rows.start <= rows.end
+                && rows.end <= w.rows()
+                && w.cols() <= scratch.max_k()
+                && out.len() >= acts.num_rows.next_multiple_of(PACK_ROWS) * Self::lane_cols(rows.len()),
+            "matmul_q8_lanes: {} [{}, {}] rows {rows:?}, acts [{}, {}], scratch for {}, out of {}",
+            w.dtype(),
+            w.rows(),
+            w.cols(),
+            acts.num_rows,
+            acts.k,
+            scratch.max_k(),
+            out.len(),
+        );
+        // SAFETY: the CPU has the ISA (type's invariant); shapes fit, and `out` holds all blocks (just asserted).
+        unsafe { matmul(w, rows, acts, out.as_mut_ptr(), scratch) }
     }
 
     /// As [`Self::matmul_q8`] with f32 activations and f32 arithmetic: what float weights use, and the exact mode of quantised ones.

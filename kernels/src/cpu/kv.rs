@@ -14,6 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::attention::KV_BLOCK;
 use super::simd::{LANES, Lanes};
@@ -133,9 +134,11 @@ impl KvType {
                 }
             }
             Self::F16 => {
-                for (d, x) in key.iter().enumerate() {
-                    // SAFETY: as above.
-                    unsafe { block.cast::<f16>().add(d * KV_BLOCK + slot).write(saturate(*x)) };
+                for (first, part) in (0..).step_by(KV_GROUP).zip(key.chunks(KV_GROUP)) {
+                    for (d, x) in (first..).zip(&saturate_all(part)[..part.len()]) {
+                        // SAFETY: as above.
+                        unsafe { block.cast::<f16>().add(d * KV_BLOCK + slot).write(*x) };
+                    }
                 }
             }
             Self::Q8_0 | Self::Q4_0 => {
@@ -177,9 +180,11 @@ impl KvType {
                 }
             }
             Self::F16 => {
-                for (d, x) in value.iter().enumerate() {
-                    // SAFETY: as above.
-                    unsafe { block.cast::<f16>().add(slot * dim + d).write(saturate(*x)) };
+                for (first, part) in (0..).step_by(KV_GROUP).zip(value.chunks(KV_GROUP)) {
+                    for (d, x) in (first..).zip(&saturate_all(part)[..part.len()]) {
+                        // SAFETY: as above.
+                        unsafe { block.cast::<f16>().add(slot * dim + d).write(*x) };
+                    }
                 }
             }
             Self::Q8_0 | Self::Q4_0 => {
@@ -281,6 +286,16 @@ impl FromStr for KvTypes {
 /// To half precision; beyond its range the largest finite value: an infinity in the cache would poison every later token.
 fn saturate(x: f32) -> f16 {
     f16::from_f32(x.clamp(-65504.0, 65504.0))
+}
+
+/// [`saturate`] of each; several with an instruction where the CPU has one.
+fn saturate_all(part: &[f32]) -> [f16; KV_GROUP] {
+    let (mut clamped, mut halves) = ([0.0; KV_GROUP], [f16::ZERO; KV_GROUP]);
+    for (to, x) in clamped.iter_mut().zip(part) {
+        *to = x.clamp(-65504.0, 65504.0);
+    }
+    halves.convert_from_f32_slice(&clamped);
+    halves
 }
 
 /// Two codes in `-8..=7` as a byte.

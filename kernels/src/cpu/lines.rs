@@ -32,6 +32,11 @@ pub(crate) struct Lines<T> {
 }
 
 impl<T: Pod> Lines<T> {
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        Self { lines: Line::zeroed::<T>(len), len, elements: PhantomData }
+    }
+
     /// Changes the length. New elements are zeros or what was there before.
     pub(crate) fn resize(&mut self, len: usize) {
         self.lines.resize(Line::count::<T>(len), Line([0; 64]));

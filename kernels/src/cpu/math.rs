@@ -1,7 +1,9 @@
 //! Elementary functions and row-wise operations over [`Lanes`]: one source for all instruction sets.
 
+use super::matrix::{ACT_GROUP, SUM_GROUP};
+use super::pack::PACK_ROWS;
 use super::simd::{LANES, Lanes};
-use super::vector::{Activation, NormRow};
+use super::vector::{Activation, NormRow, QuantizedLanes};
 
 /// `e^x`. Range reduction by `ln 2` in two parts and the degree-6 polynomial of Cephes' `expf`; relative error below
 /// 3e-7 on `[-87, 88]`, 0 below, clamped above.
@@ -164,4 +166,37 @@ pub(super) fn scale<L: Lanes>(l: L, factor: f32, x: &[f32], out: &mut [f32]) {
 pub(super) fn softcap<L: Lanes>(l: L, cap: f32, x: &[f32], out: &mut [f32]) {
     let (c, inverse) = (l.splat(cap), l.splat(1.0 / cap));
     map1!(l, x, out, |x| l.mul(c, tanh(l, l.mul(x, inverse))));
+}
+
+/// See `VectorKernels::quantize_lanes`: the arithmetic of `CpuKernels::quantize_act_row`, operation by operation.
+#[inline(always)]
+pub(super) fn quantize_lanes<L: Lanes>(l: L, x: &[[f32; PACK_ROWS]; ACT_GROUP], to: QuantizedLanes<'_>) {
+    /// Where a unit in the last place is 1, and the bytes below it are zeros: x + this is x rounded to nearest even, in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let largest_number = l.splat(f32::MAX);
+    let halves = to.d.as_chunks_mut::<LANES>().0.iter_mut().zip(to.sums.as_chunks_mut::<LANES>().0);
+    for (half, (d, sums)) in halves.enumerate() {
+        let mut largest = l.splat(0.0);
+        for column in x {
+            largest = l.larger_magnitude(largest, l.load(&column.as_chunks().0[half]));
+        }
+        // Infinite where the largest is zero or nearly so: codes and scale are 0 then.
+        let inverse = l.div(l.splat(127.0), largest);
+        let factor = l.keep_if_ge(inverse, largest_number, inverse);
+        let scale = l.keep_if_ge(l.clear_low_bits(l.div(largest, l.splat(127.0))), largest_number, inverse);
+        // x − x is 0, but NaN for an infinity or a NaN.
+        l.store(l.add(scale, l.sub(largest, largest)), d);
+        let mut sum = [l.splat(0.0); ACT_GROUP / SUM_GROUP];
+        for (quad, (columns, q)) in x.as_chunks::<4>().0.iter().zip(&mut *to.q).enumerate() {
+            let mut codes = [l.splat(0.0); 4];
+            for i in 0..4 {
+                let x = l.load(&columns[i].as_chunks().0[half]);
+                codes[i] = l.add(l.mul(x, factor), l.splat(MAGIC));
+                let sum = &mut sum[quad / (SUM_GROUP / 4)];
+                *sum = l.add_bits(*sum, codes[i]);
+            }
+            l.store_low_bytes(codes, &mut q.as_chunks_mut().0[half]);
+        }
+        l.store_low_halves(sum, sums);
+    }
 }

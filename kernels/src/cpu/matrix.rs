@@ -2,7 +2,7 @@
 
 use super::Numerics;
 use super::lines::{Line, Lines};
-use super::pack::{PACK_ROWS, PackedActs};
+use super::pack::{PACK_ROWS, PackedActs, PackedBlock};
 use crate::{
     error::{Error, Result},
     quant::QuantType,
@@ -115,9 +115,7 @@ impl<'a> ActRows<'a> {
             && self.num_rows.checked_mul(self.k) == Some(self.q.len())
             && self.d.len() == self.num_rows * (self.k / ACT_GROUP)
             && self.sums.len() == self.num_rows * (self.k / SUM_GROUP)
-            && self
-                .packed
-                .is_none_or(|packed| [packed.q.len(), packed.d.len()] == PackedActs::lengths(self.num_rows, self.k))
+            && self.packed.is_none_or(|packed| packed.own_lengths() == PackedActs::lengths(self.num_rows, self.k))
     }
 }
 
@@ -167,6 +165,7 @@ pub struct ActBuffer {
     sums: Vec<i16>,
     packed_q: Lines<i8>,
     packed_d: Lines<f32>,
+    packed_sums: Lines<i16>,
 }
 
 impl ActBuffer {
@@ -199,24 +198,29 @@ impl ActBuffer {
     fn pack(&mut self, kernels: &super::CpuKernels) {
         let (num_rows, k) = (self.num_rows, self.k);
         let packed_rows = if num_rows > super::DECODE_ROWS { num_rows } else { 0 };
-        let [q_len, d_len] = PackedActs::lengths(packed_rows, k);
-        self.packed_q.resize(q_len);
-        self.packed_d.resize(d_len);
-        let (mut packed_q, mut packed_d) = (std::mem::take(&mut self.packed_q), std::mem::take(&mut self.packed_d));
+        let [q_len, d_len, sums_len] = PackedActs::lengths(packed_rows, k);
+        let (mut q, mut d) = (std::mem::take(&mut self.packed_q), std::mem::take(&mut self.packed_d));
+        let mut sums = std::mem::take(&mut self.packed_sums);
+        q.resize(q_len);
+        d.resize(d_len);
+        sums.resize(sums_len);
         let acts = self.rows();
-        let blocks =
-            packed_q.chunks_exact_mut(PACK_ROWS * k).zip(packed_d.chunks_exact_mut(PACK_ROWS * (k / ACT_GROUP)));
-        for (first, (q, d)) in (0..packed_rows).step_by(PACK_ROWS).zip(blocks) {
+        let blocks = q
+            .chunks_exact_mut(PACK_ROWS * k)
+            .zip(d.chunks_exact_mut(PACK_ROWS * (k / ACT_GROUP)))
+            .zip(sums.chunks_exact_mut(PACK_ROWS * (k / SUM_GROUP)));
+        for (first, ((q, d), sums)) in (0..packed_rows).step_by(PACK_ROWS).zip(blocks) {
             let rows = acts.rows(first..num_rows.min(first + PACK_ROWS));
+            let to = PackedBlock { q: q.as_mut_ptr(), d: d.as_mut_ptr(), sums: sums.as_mut_ptr() };
             // SAFETY: a whole block each, borrowed mutably.
-            unsafe { kernels.pack_acts(&rows, 0, q.as_mut_ptr(), d.as_mut_ptr()) };
+            unsafe { kernels.pack_acts(&rows, 0, to) };
         }
-        (self.packed_q, self.packed_d) = (packed_q, packed_d);
+        (self.packed_q, self.packed_d, self.packed_sums) = (q, d, sums);
     }
 
     /// What was quantised last.
     pub fn rows(&self) -> ActRows<'_> {
-        let packed = PackedActs { q: &self.packed_q, d: &self.packed_d };
+        let packed = PackedActs { q: &self.packed_q, d: &self.packed_d, sums: &self.packed_sums };
         let packed = (self.num_rows > super::DECODE_ROWS && !packed.q.is_empty()).then_some(packed);
         ActRows { num_rows: self.num_rows, k: self.k, q: &self.q, d: &self.d, sums: &self.sums, packed }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     CpuKernels,
-    matrix::{ACT_GROUP, ActRows},
+    matrix::{ACT_GROUP, ActRows, SUM_GROUP},
 };
 
 /// Rows of a block.
@@ -15,52 +15,66 @@ pub struct PackedActs<'a> {
     pub q: &'a [i8],
     /// `[blocks][k / 32][PACK_ROWS]`
     pub d: &'a [f32],
+    /// `[blocks][k / 32][PACK_ROWS][2]`: the two sums of a group side by side.
+    pub sums: &'a [i16],
+}
+
+/// A block of [`PackedActs`] to be written, or the first of some.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedBlock {
+    /// `[k / 4][PACK_ROWS][4]`
+    pub q: *mut i8,
+    /// `[k / 32][PACK_ROWS]`
+    pub d: *mut f32,
+    /// `[k / 32][PACK_ROWS][2]`
+    pub sums: *mut i16,
 }
 
 impl<'a> PackedActs<'a> {
-    /// Lengths of `q` and `d` for that many rows.
-    pub fn lengths(num_rows: usize, k: usize) -> [usize; 2] {
+    /// Lengths of `q`, `d` and `sums` for that many rows.
+    pub fn lengths(num_rows: usize, k: usize) -> [usize; 3] {
         let rows = num_rows.next_multiple_of(PACK_ROWS);
-        [rows * k, rows * (k / ACT_GROUP)]
+        [rows * k, rows * (k / ACT_GROUP), rows * (k / SUM_GROUP)]
+    }
+
+    /// The lengths of these.
+    pub(super) fn own_lengths(&self) -> [usize; 3] {
+        [self.q.len(), self.d.len(), self.sums.len()]
     }
 
     /// Blocks of rows `range`; `None` if it starts inside a block.
     pub(super) fn rows(&self, range: std::ops::Range<usize>, k: usize) -> Option<Self> {
         let first = Self::lengths(range.start, k);
         let end = Self::lengths(range.end, k);
-        range
-            .start
-            .is_multiple_of(PACK_ROWS)
-            .then(|| Self { q: &self.q[first[0]..end[0]], d: &self.d[first[1]..end[1]] })
+        range.start.is_multiple_of(PACK_ROWS).then(|| Self {
+            q: &self.q[first[0]..end[0]],
+            d: &self.d[first[1]..end[1]],
+            sums: &self.sums[first[2]..end[2]],
+        })
     }
 }
 
 impl CpuKernels {
-    /// Packs the rows of `acts` from `first_lane` of a block on: `q` is `[k / 4][PACK_ROWS][4]`, `d` is `[k / 32][PACK_ROWS]`. Other
-    /// lanes are left alone: results of lanes without a row go nowhere.
+    /// Packs the rows of `acts` from `first_lane` of a block on. Other lanes are left alone: results of lanes without a row go nowhere.
     ///
     /// # Panics
     /// If `acts` are more rows than the block has from `first_lane` on, or other lengths don't fit.
     ///
     /// # Safety
-    /// `q` and `d` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
-    pub unsafe fn pack_acts(&self, acts: &ActRows, first_lane: usize, q: *mut i8, d: *mut f32) {
+    /// `to` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
+    pub unsafe fn pack_acts(&self, acts: &ActRows, first_lane: usize, to: PackedBlock) {
         let (k, num_rows) = (acts.k, acts.num_rows);
         assert!(acts.is_consistent() && first_lane + num_rows <= PACK_ROWS, "pack_acts: {num_rows} from {first_lane}");
-        // SAFETY: the CPU has the ISA (type's invariant); rows of `acts` have K / 4 units and K / 32 scales (just asserted), and the
-        // block is the caller's promise. An i8 pointer to units is read and written at any alignment.
-        unsafe {
-            let lanes: *mut u32 = q.cast::<u32>().add(first_lane);
-            (self.transpose)(acts.q.as_ptr().cast(), k / 4, num_rows, k / 4, lanes, PACK_ROWS);
-            let groups = k / ACT_GROUP;
-            (self.transpose)(
-                acts.d.as_ptr().cast(),
-                groups,
-                num_rows,
-                groups,
-                d.cast::<u32>().add(first_lane),
-                PACK_ROWS,
-            );
+        let groups = k / ACT_GROUP;
+        let parts: [(*const u32, usize, *mut u32); 3] = [
+            (acts.q.as_ptr().cast(), k / 4, to.q.cast()),
+            (acts.d.as_ptr().cast(), groups, to.d.cast()),
+            (acts.sums.as_ptr().cast(), groups, to.sums.cast()),
+        ];
+        for (from, units, to) in parts {
+            // SAFETY: the CPU has the ISA (type's invariant); rows of `acts` have K / 4 units, K / 32 scales and as many pairs of sums
+            // (just asserted), and the block is the caller's promise. Units are read and written at any alignment.
+            unsafe { (self.transpose)(from, units, num_rows, units, to.add(first_lane), PACK_ROWS) };
         }
     }
 

@@ -55,6 +55,56 @@ pub(crate) trait Lanes: Copy {
     fn sum(self, v: Self::V) -> f32;
     /// Largest lane.
     fn max_lane(self, v: Self::V) -> f32;
+    /// Whether any lane of `a` is above that of `b`.
+    #[inline(always)]
+    fn any_above(self, a: Self::V, b: Self::V) -> bool {
+        let (a, b) = (bits(self, a), bits(self, b));
+        a.into_iter().zip(b).any(|(a, b)| f32::from_bits(a) > f32::from_bits(b))
+    }
+
+    // What follows sees the bits of a lane as an integer.
+
+    /// The larger of `a`, not negative, and the magnitude of `b`, where NaN > infinity > all numbers.
+    #[inline(always)]
+    fn larger_magnitude(self, a: Self::V, b: Self::V) -> Self::V {
+        let (a, b) = (bits(self, a), bits(self, b));
+        self.load(&std::array::from_fn(|i| f32::from_bits(a[i].max(b[i] & 0x7fff_ffff))))
+    }
+    /// Without the two lowest bits.
+    #[inline(always)]
+    fn clear_low_bits(self, v: Self::V) -> Self::V {
+        self.load(&bits(self, v).map(|v| f32::from_bits(v & !3)))
+    }
+    /// Their sum, modulo 2^32.
+    #[inline(always)]
+    fn add_bits(self, a: Self::V, b: Self::V) -> Self::V {
+        let (a, b) = (bits(self, a), bits(self, b));
+        self.load(&std::array::from_fn(|i| f32::from_bits(a[i].wrapping_add(b[i]))))
+    }
+    /// The lowest byte of each of four vectors, side by side.
+    #[inline(always)]
+    fn store_low_bytes(self, v: [Self::V; 4], to: &mut [[i8; 4]; LANES]) {
+        let v = [bits(self, v[0]), bits(self, v[1]), bits(self, v[2]), bits(self, v[3])];
+        for (lane, to) in to.iter_mut().enumerate() {
+            *to = [v[0][lane] as i8, v[1][lane] as i8, v[2][lane] as i8, v[3][lane] as i8];
+        }
+    }
+    /// The lower half of each of two vectors, side by side.
+    #[inline(always)]
+    fn store_low_halves(self, v: [Self::V; 2], to: &mut [[i16; 2]; LANES]) {
+        let v = [bits(self, v[0]), bits(self, v[1])];
+        for (lane, to) in to.iter_mut().enumerate() {
+            *to = [v[0][lane] as i16, v[1][lane] as i16];
+        }
+    }
+}
+
+/// The lanes' bits.
+#[inline(always)]
+fn bits<L: Lanes>(l: L, v: L::V) -> [u32; LANES] {
+    let mut lanes = [0.0; LANES];
+    l.store(v, &mut lanes);
+    lanes.map(f32::to_bits)
 }
 
 /// Plain Rust: the reference, and what runs where nothing better is known.
@@ -314,6 +364,72 @@ mod x86 {
                 _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
             }
         }
+        #[inline(always)]
+        fn any_above(self, a: Self::V, b: Self::V) -> bool {
+            // SAFETY: `self` proves the features; see above.
+            unsafe {
+                let low = _mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]);
+                _mm256_movemask_ps(_mm256_or_ps(low, _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]))) != 0
+            }
+        }
+        #[inline(always)]
+        fn larger_magnitude(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: `self` proves the features; see above.
+            unsafe {
+                let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fff_ffff));
+                let [low, high] = [_mm256_and_ps(b[0], magnitude), _mm256_and_ps(b[1], magnitude)];
+                [
+                    _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a[0]), _mm256_castps_si256(low))),
+                    _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a[1]), _mm256_castps_si256(high))),
+                ]
+            }
+        }
+        #[inline(always)]
+        fn clear_low_bits(self, v: Self::V) -> Self::V {
+            // SAFETY: `self` proves the features; see above.
+            unsafe {
+                let kept = _mm256_castsi256_ps(_mm256_set1_epi32(!3));
+                [_mm256_and_ps(v[0], kept), _mm256_and_ps(v[1], kept)]
+            }
+        }
+        #[inline(always)]
+        fn add_bits(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: `self` proves the features; see above.
+            unsafe {
+                [
+                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a[0]), _mm256_castps_si256(b[0]))),
+                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a[1]), _mm256_castps_si256(b[1]))),
+                ]
+            }
+        }
+        #[inline(always)]
+        fn store_low_bytes(self, v: [Self::V; 4], to: &mut [[i8; 4]; LANES]) {
+            for half in 0..2 {
+                // SAFETY: `self` proves the features; each half of the array is 32 bytes.
+                unsafe {
+                    let byte = _mm256_set1_epi32(0xff);
+                    let [a, b] = [_mm256_castps_si256(v[0][half]), _mm256_castps_si256(v[1][half])];
+                    let [c, d] = [_mm256_castps_si256(v[2][half]), _mm256_castps_si256(v[3][half])];
+                    let low =
+                        _mm256_or_si256(_mm256_and_si256(a, byte), _mm256_slli_epi32::<8>(_mm256_and_si256(b, byte)));
+                    let high =
+                        _mm256_or_si256(_mm256_slli_epi32::<16>(_mm256_and_si256(c, byte)), _mm256_slli_epi32::<24>(d));
+                    _mm256_storeu_si256(to.as_mut_ptr().add(8 * half).cast(), _mm256_or_si256(low, high));
+                }
+            }
+        }
+        #[inline(always)]
+        fn store_low_halves(self, v: [Self::V; 2], to: &mut [[i16; 2]; LANES]) {
+            for half in 0..2 {
+                // SAFETY: `self` proves the features; each half of the array is 32 bytes.
+                unsafe {
+                    let low = _mm256_castps_si256(v[0][half]);
+                    let high = _mm256_slli_epi32::<16>(_mm256_castps_si256(v[1][half]));
+                    let both = _mm256_blend_epi16::<0b1010_1010>(low, high);
+                    _mm256_storeu_si256(to.as_mut_ptr().add(8 * half).cast(), both);
+                }
+            }
+        }
     }
 
     macro_rules! avx512_binary {
@@ -415,6 +531,53 @@ mod x86 {
         fn max_lane(self, v: Self::V) -> f32 {
             // SAFETY: `self` proves the features; see above.
             unsafe { _mm512_reduce_max_ps(v) }
+        }
+        #[inline(always)]
+        fn any_above(self, a: Self::V, b: Self::V) -> bool {
+            // SAFETY: `self` proves the features; see above.
+            unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0 }
+        }
+        #[inline(always)]
+        fn larger_magnitude(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: `self` proves the features; see above.
+            unsafe {
+                let magnitude = _mm512_and_si512(_mm512_castps_si512(b), _mm512_set1_epi32(0x7fff_ffff));
+                _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), magnitude))
+            }
+        }
+        #[inline(always)]
+        fn clear_low_bits(self, v: Self::V) -> Self::V {
+            // SAFETY: `self` proves the features; see above.
+            unsafe { _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(!3))) }
+        }
+        #[inline(always)]
+        fn add_bits(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: `self` proves the features; see above.
+            unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
+        }
+        #[inline(always)]
+        fn store_low_bytes(self, v: [Self::V; 4], to: &mut [[i8; 4]; LANES]) {
+            /// Bits of the second operand where the first has ones, else of the third.
+            const SELECT: i32 = 0xca;
+            // SAFETY: `self` proves the features; the array is 64 bytes.
+            unsafe {
+                let (byte, half) = (_mm512_set1_epi32(0xff), _mm512_set1_epi32(0xffff));
+                let [a, b] = [_mm512_castps_si512(v[0]), _mm512_castps_si512(v[1])];
+                let [c, d] = [_mm512_castps_si512(v[2]), _mm512_castps_si512(v[3])];
+                let low = _mm512_ternarylogic_epi32::<SELECT>(byte, a, _mm512_slli_epi32::<8>(b));
+                let high = _mm512_ternarylogic_epi32::<SELECT>(byte, c, _mm512_slli_epi32::<8>(d));
+                let all = _mm512_ternarylogic_epi32::<SELECT>(half, low, _mm512_slli_epi32::<16>(high));
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), all);
+            }
+        }
+        #[inline(always)]
+        fn store_low_halves(self, v: [Self::V; 2], to: &mut [[i16; 2]; LANES]) {
+            // SAFETY: `self` proves the features; the array is 64 bytes.
+            unsafe {
+                let high = _mm512_slli_epi32::<16>(_mm512_castps_si512(v[1]));
+                let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_castps_si512(v[0]), high);
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
+            }
         }
     }
 }

@@ -274,11 +274,12 @@ fn matmul_q8_at_the_extremes() {
                     let sums: Vec<i16> = q.chunks(16).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
                     let d = vec![1.0; m * k / 32];
                     let mut acts = ActRows { num_rows: m, k, q: &q, d: &d, sums: &sums, packed: None };
-                    let [q_len, d_len] = PackedActs::lengths(m, k);
-                    let (mut packed_q, mut packed_d) = (vec![0; q_len], vec![f32::NAN; d_len]);
+                    let [q_len, d_len, sums_len] = PackedActs::lengths(m, k);
+                    let (mut q, mut d, mut sums) = (vec![0; q_len], vec![f32::NAN; d_len], vec![-1; sums_len]);
+                    let to = PackedBlock { q: q.as_mut_ptr(), d: d.as_mut_ptr(), sums: sums.as_mut_ptr() };
                     // SAFETY: one block, m ≤ 32.
-                    unsafe { kernels[0].pack_acts(&acts, 0, packed_q.as_mut_ptr(), packed_d.as_mut_ptr()) };
-                    acts.packed = Some(PackedActs { q: &packed_q, d: &packed_d });
+                    unsafe { kernels[0].pack_acts(&acts, 0, to) };
+                    acts.packed = Some(PackedActs { q: &q, d: &d, sums: &sums });
                     let exact = all_exact_q8(&case, &acts);
                     for kernels in &kernels {
                         check_q8(kernels, &case, &acts, &exact);
@@ -417,8 +418,8 @@ fn invariant_rows_do_not_depend_on_others() {
                     let mut buffer = ActBuffer::default();
                     let acts = buffer.quantize(&kernels, &padded, k).unwrap();
                     let packed = acts.packed.map(|packed| {
-                        let [q, d] = PackedActs::lengths(rows.len(), k);
-                        PackedActs { q: &packed.q[..q], d: &packed.d[..d] }
+                        let [q, d, sums] = PackedActs::lengths(rows.len(), k);
+                        PackedActs { q: &packed.q[..q], d: &packed.d[..d], sums: &packed.sums[..sums] }
                     });
                     let acts = ActRows { packed, ..ActRows { packed: None, ..acts }.rows(0..rows.len()) };
                     kernels.matmul_q8_all(&case.matrix(), &acts, &mut out, &mut scratch);
@@ -458,6 +459,37 @@ fn packed_rows_give_the_bits_of_others() {
                 out
             };
             assert_eq!(product(Some(&packed)), product(None), "{} {dtype}", kernels.isa().name());
+        }
+    }
+}
+
+/// Results that stay lanes are those of the plain matmul, for more rows than a slab has and columns of several blocks.
+#[test]
+fn lanes_are_the_transposed_output() {
+    for kernels in all_kernels().into_iter().filter(CpuKernels::has_lanes) {
+        for (dtype, m, k, columns) in
+            [(QuantType::Q4_K, 33, 512, 0..251), (QuantType::Q6_K, 545, 256, 7..40), (QuantType::Q8_0, 9, 1600, 3..4)]
+        {
+            let case = Case::new(dtype, m, 251, k, 8);
+            let mut buffer = ActBuffer::default();
+            let acts = buffer.quantize(&kernels, &case.x, k).unwrap();
+            let (mut out, mut scratch) = (vec![7.0; m * case.n], Scratch::for_shapes(k));
+            // SAFETY: `out` is [m, n].
+            unsafe {
+                kernels.matmul_q8(&case.matrix(), columns.clone(), &acts, out.as_mut_ptr(), case.n, &mut scratch);
+            }
+            let cols = CpuKernels::lane_cols(columns.len());
+            let mut lanes = vec![7.0; m.next_multiple_of(PACK_ROWS) * cols];
+            kernels.matmul_q8_lanes(&case.matrix(), columns.clone(), &acts, &mut lanes, &mut scratch);
+            for (i, x) in out.iter().enumerate() {
+                let (row, col) = (i / case.n, i % case.n);
+                let expected = if columns.contains(&col) {
+                    lanes[(row / PACK_ROWS * cols + col - columns.start) * PACK_ROWS + row % PACK_ROWS]
+                } else {
+                    7.0
+                };
+                assert_eq!(x.to_bits(), expected.to_bits(), "{} {dtype} [{row}, {col}]", kernels.isa().name());
+            }
         }
     }
 }

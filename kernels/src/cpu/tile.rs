@@ -63,8 +63,11 @@ pub(super) trait TileLanes {
     unsafe fn load_int(p: *const i32) -> Self::Int;
     unsafe fn store_int(p: *mut i32, x: Self::Int);
     unsafe fn splat_int(x: i32) -> Self::Int;
+    unsafe fn add_int(a: Self::Int, b: Self::Int) -> Self::Int;
     /// `a · b + c`.
     unsafe fn mul_add_int(a: Self::Int, b: Self::Int, c: Self::Int) -> Self::Int;
+    /// The lower and the upper 16 bits of each lane, with their signs.
+    unsafe fn halves(x: Self::Int) -> [Self::Int; 2];
     unsafe fn load(p: *const f32) -> Self::Float;
     unsafe fn store(p: *mut f32, x: Self::Float);
     unsafe fn splat(x: f32) -> Self::Float;
@@ -99,7 +102,9 @@ macro_rules! lanes_of {
             load_int(p: *const i32) -> Self::Int;
             store_int(p: *mut i32, x: Self::Int) -> ();
             splat_int(x: i32) -> Self::Int;
+            add_int(a: Self::Int, b: Self::Int) -> Self::Int;
             mul_add_int(a: Self::Int, b: Self::Int, c: Self::Int) -> Self::Int;
+            halves(x: Self::Int) -> [Self::Int; 2];
             load(p: *const f32) -> Self::Float;
             store(p: *mut f32, x: Self::Float) -> ();
             splat(x: f32) -> Self::Float;
@@ -128,31 +133,33 @@ pub(super) use lanes_of;
 /// less [`TileLanes::bias`]; for formats with minima the bits of d · Σ q. `[num_groups · 32 / GROUP][PACK_ROWS]`.
 ///
 /// # Safety
-/// `q`, `d` and `aux` must be valid for `num_groups` groups of 32; the CPU must have the ISA.
+/// `sums` (pairs of a group, `[num_groups][PACK_ROWS][2]`), `d` and `aux` must be valid for `num_groups` groups of 32; the CPU must have the
+/// ISA.
 #[inline(always)]
 pub(super) unsafe fn prepare_aux<L: TileLanes, const GROUP: usize, const MIN: bool>(
     offset: i32,
-    q: *const i8,
+    sums: *const i16,
     d: *const f32,
     num_groups: usize,
     aux: *mut i32,
 ) {
-    let ones = [1; 32];
-    // SAFETY: all offsets are inside the shapes that the caller promises; a group is at most 32 codes.
+    let parts = 32 / GROUP;
+    // SAFETY: all offsets are inside the shapes that the caller promises.
     unsafe {
-        for lane in (0..PACK_ROWS).step_by(L::LANES) {
-            for index in 0..num_groups * (32 / GROUP) {
-                let q = q.add((index * GROUP / 4 * PACK_ROWS + lane) * 4);
-                let aux = aux.add(index * PACK_ROWS + lane);
-                let value = if MIN {
-                    let [[sum]] = L::dots::<GROUP, 1, 1, 1>([L::splat_int(MAGIC_BITS)], ones.as_ptr(), 0, q);
-                    let d = L::load(d.add(index * GROUP / 32 * PACK_ROWS + lane));
-                    L::to_bits(L::fma(L::from_bits(sum), d, L::mul(d, L::splat(-MAGIC))))
-                } else {
-                    let [[sum]] = L::dots::<GROUP, 1, 1, 1>([L::splat_int(0)], ones.as_ptr(), 0, q);
-                    L::mul_add_int(sum, L::splat_int(-offset), L::splat_int(MAGIC_BITS))
-                };
-                L::store_int(aux, value);
+        for group in 0..num_groups {
+            for lane in (0..PACK_ROWS).step_by(L::LANES) {
+                let halves = L::halves(L::load_int(sums.add((group * PACK_ROWS + lane) * 2).cast()));
+                for part in 0..parts {
+                    let sum = if parts == 1 { L::add_int(halves[0], halves[1]) } else { halves[part] };
+                    let value = if MIN {
+                        let d = L::load(d.add(group * PACK_ROWS + lane));
+                        let sum = L::from_bits(L::add_int(sum, L::splat_int(MAGIC_BITS)));
+                        L::to_bits(L::fma(sum, d, L::mul(d, L::splat(-MAGIC))))
+                    } else {
+                        L::mul_add_int(sum, L::splat_int(-offset), L::splat_int(MAGIC_BITS))
+                    };
+                    L::store_int(aux.add((group * parts + part) * PACK_ROWS + lane), value);
+                }
             }
         }
     }

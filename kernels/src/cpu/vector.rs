@@ -2,6 +2,8 @@
 
 use super::attention::{TileArgs, TileScratch};
 use super::isa::Isa;
+use super::matrix::ACT_GROUP;
+use super::pack::PACK_ROWS;
 use super::simd::ScalarLanes;
 use super::{attention, math};
 
@@ -40,6 +42,17 @@ pub enum RopePairs {
     Adjacent,
 }
 
+/// Where a group of columns goes, quantised: a part of a block of [`super::PackedActs`].
+#[derive(Debug)]
+pub struct QuantizedLanes<'a> {
+    /// Four columns of a row side by side.
+    pub q: &'a mut [[[i8; 4]; PACK_ROWS]; ACT_GROUP / 4],
+    /// Scales.
+    pub d: &'a mut [f32; PACK_ROWS],
+    /// Sums over 16 columns.
+    pub sums: &'a mut [[i16; 2]; PACK_ROWS],
+}
+
 /// The table. Every function checks its lengths in release builds too.
 #[derive(Clone, Copy)]
 pub struct VectorKernels {
@@ -50,6 +63,7 @@ pub struct VectorKernels {
     scale: unsafe fn(f32, &[f32], &mut [f32]),
     softcap: unsafe fn(f32, &[f32], &mut [f32]),
     attention_tile: unsafe fn(&TileArgs<'_>, &mut TileScratch),
+    quantize_lanes: unsafe fn(&[[f32; PACK_ROWS]; ACT_GROUP], QuantizedLanes<'_>),
 }
 
 /// Entry points of one instruction set: `#[target_feature]` functions into which the generic bodies are inlined.
@@ -61,7 +75,7 @@ macro_rules! entry_points {
             /// The table, if the CPU has what it needs.
             pub(super) fn table() -> Option<VectorKernels> {
                 let _: $lanes = $detect?;
-                Some(VectorKernels { norm, activation, glu, add, scale, softcap, attention_tile })
+                Some(VectorKernels { norm, activation, glu, add, scale, softcap, attention_tile, quantize_lanes })
             }
 
             /// Inside the functions below the features are given by their contract.
@@ -104,6 +118,10 @@ macro_rules! entry_points {
             $(#[$feature])?
             fn attention_tile(args: &TileArgs<'_>, scratch: &mut TileScratch) {
                 attention::tile(lanes(), args, scratch);
+            }
+            $(#[$feature])?
+            fn quantize_lanes(x: &[[f32; PACK_ROWS]; ACT_GROUP], to: QuantizedLanes<'_>) {
+                math::quantize_lanes(lanes(), x, to);
             }
         }
     };
@@ -206,6 +224,13 @@ impl VectorKernels {
         args.check(scratch);
         // SAFETY: a table is only made when the CPU has the features of its functions.
         unsafe { (self.attention_tile)(args, scratch) }
+    }
+
+    /// Quantises a group of columns whose rows are lanes, as `CpuKernels::quantize_act_row` does rows. The scale of a group that
+    /// holds an infinity or a NaN is NaN.
+    pub fn quantize_lanes(&self, x: &[[f32; PACK_ROWS]; ACT_GROUP], to: QuantizedLanes<'_>) {
+        // SAFETY: a table is only made when the CPU has the features of its functions.
+        unsafe { (self.quantize_lanes)(x, to) }
     }
 }
 

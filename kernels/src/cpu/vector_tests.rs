@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::Isa;
 use super::attention::{KV_BLOCK, TILE_QUERIES, TileArgs, TileScratch, merge_parts};
 use super::kv::{KvType, KvTypes};
-use super::vector::{Activation, NormRow, RopePairs, VectorKernels, rope_head};
+use super::vector::{Activation, NormRow, QuantizedLanes, RopePairs, VectorKernels, rope_head};
+use super::{ACT_GROUP, CpuKernels, Isa, PACK_ROWS};
 
 /// Lengths around the vector width, and real ones.
 const LENGTHS: [usize; 9] = [1, 7, 15, 16, 17, 31, 48, 576, 1000];
@@ -370,5 +370,41 @@ fn cached_elements_stay_within_a_step_of_their_type() {
         let mut zeros = [0.0; 32];
         kv.round(&mut zeros);
         assert_eq!(zeros, [0.0; 32]);
+    }
+}
+
+/// Lanes are quantised as rows are, to the last bit, but for the scale of what isn't finite.
+#[test]
+fn quantized_lanes_are_quantized_rows() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let (Some(kernels), vectors) = (CpuKernels::for_isa(isa), VectorKernels::for_isa(isa)) else { continue };
+        for (seed, range) in [1e-38, 3.7e-37, 1e-3, 1.0, 250.0, 3e38].into_iter().enumerate() {
+            let mut rows = values(seed as u64, PACK_ROWS * ACT_GROUP, range);
+            rows[..ACT_GROUP].fill(0.0);
+            rows[ACT_GROUP..2 * ACT_GROUP].fill(-0.0);
+            // Halves of a unit, to be rounded to even.
+            rows[2 * ACT_GROUP..3 * ACT_GROUP].iter_mut().zip(0..).for_each(|(x, i)| *x = 0.5 * (i - 16) as f32);
+            rows[2 * ACT_GROUP] = 127.0;
+            rows[5 * ACT_GROUP + 3] = f32::NAN;
+            rows[7 * ACT_GROUP + 31] = f32::NEG_INFINITY;
+            let lanes = std::array::from_fn(|c| std::array::from_fn(|r| rows[r * ACT_GROUP + c]));
+            let (mut q, mut d, mut sums) = ([[[77; 4]; PACK_ROWS]; 8], [7.0; PACK_ROWS], [[777; 2]; PACK_ROWS]);
+            vectors.quantize_lanes(&lanes, QuantizedLanes { q: &mut q, d: &mut d, sums: &mut sums });
+            for (r, row) in rows.chunks_exact(ACT_GROUP).enumerate() {
+                let (mut row_q, mut row_d, mut row_sums) = ([0; ACT_GROUP], [0.0], [0; 2]);
+                kernels.quantize_act_row(row, &mut row_q, &mut row_d, &mut row_sums);
+                if row_d[0].is_finite() {
+                    let got: Vec<i8> = q.iter().flat_map(|quad| quad[r]).collect();
+                    let name = isa.name();
+                    assert_eq!(
+                        (got.as_slice(), d[r].to_bits(), sums[r]),
+                        (&row_q[..], row_d[0].to_bits(), row_sums),
+                        "{name} row {r}"
+                    );
+                } else {
+                    assert!(d[r].is_nan() && (r == 5 || r == 7), "{} row {r}: {}", isa.name(), d[r]);
+                }
+            }
+        }
     }
 }

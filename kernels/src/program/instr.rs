@@ -285,6 +285,16 @@ impl Access {
         Self { resource: Resource::PackedFloats, writes: false, division: Division::Otherwise }
     }
 
+    /// A matmul's writing of its result, quantised, by whoever computed the columns.
+    pub(crate) fn of_quantizing(act: ActId) -> Self {
+        Self { resource: Resource::Act(act), writes: true, division: Division::Otherwise }
+    }
+
+    /// Whether it touches this buffer.
+    pub(crate) fn touches(&self, buf: BufId) -> bool {
+        matches!(self.resource, Resource::Columns(span) if span.buf == buf)
+    }
+
     /// Whether a barrier must stand between this access and a later one.
     pub(crate) fn conflicts(&self, later: &Self) -> bool {
         let same_owner = self.division == later.division && self.division != Division::Otherwise;

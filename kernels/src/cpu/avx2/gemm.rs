@@ -59,7 +59,7 @@ impl GemmIsa for Avx2 {
         unpack_blocks(from, Lanes::bias(B::MAX_CODE), to);
     }
 
-    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
         let bias = i32::from(Lanes::bias(B::MAX_CODE));
         let offset = match B::KIND {
             GroupKind::Offset(offset) => i32::from(offset) - bias,
@@ -69,10 +69,10 @@ impl GemmIsa for Avx2 {
         // SAFETY: the caller's promises, passed on.
         unsafe {
             match (B::KIND, B::GROUP) {
-                (GroupKind::Offset(_), ACT_GROUP) => aux_of::<ACT_GROUP, false>(offset, q, d, num_groups, aux),
-                (GroupKind::Offset(_), _) => aux_of::<SUM_GROUP, false>(offset, q, d, num_groups, aux),
-                (GroupKind::Min, ACT_GROUP) => aux_of::<ACT_GROUP, true>(offset, q, d, num_groups, aux),
-                (GroupKind::Min, _) => aux_of::<SUM_GROUP, true>(offset, q, d, num_groups, aux),
+                (GroupKind::Offset(_), ACT_GROUP) => aux_of::<ACT_GROUP, false>(offset, sums, d, num_groups, aux),
+                (GroupKind::Offset(_), _) => aux_of::<SUM_GROUP, false>(offset, sums, d, num_groups, aux),
+                (GroupKind::Min, ACT_GROUP) => aux_of::<ACT_GROUP, true>(offset, sums, d, num_groups, aux),
+                (GroupKind::Min, _) => aux_of::<SUM_GROUP, true>(offset, sums, d, num_groups, aux),
             }
         }
     }
@@ -110,13 +110,13 @@ impl GemmIsa for Avx2 {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn aux_of<const GROUP: usize, const MIN: bool>(
     offset: i32,
-    q: *const i8,
+    sums: *const i16,
     d: *const f32,
     num_groups: usize,
     aux: *mut i32,
 ) {
     // SAFETY: the caller's promises, passed on.
-    unsafe { tile::prepare_aux::<Lanes, GROUP, MIN>(offset, q, d, num_groups, aux) }
+    unsafe { tile::prepare_aux::<Lanes, GROUP, MIN>(offset, sums, d, num_groups, aux) }
 }
 
 /// [`tile::compute`], compiled for AVX2.
@@ -154,6 +154,18 @@ impl TileLanes for Lanes {
     unsafe fn splat_int(x: i32) -> __m256i {
         // SAFETY: value-only.
         unsafe { _mm256_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_int(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: value-only.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(x: __m256i) -> [__m256i; 2] {
+        // SAFETY: value-only.
+        unsafe { [_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)), _mm256_srai_epi32::<16>(x)] }
     }
 
     #[inline(always)]

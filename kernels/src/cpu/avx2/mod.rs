@@ -43,6 +43,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     isa: Isa::Avx2,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Maddubs>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<<Maddubs as Dot>::Gemm>),
     matmul_f32: float_loops::matmul::<Avx2>,
     matmul_bf16: None,
     dequantize_row: Avx2::dequantize_row,
@@ -50,12 +51,21 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
 };
 
 /// The table for CPUs with it.
-pub(super) const VNNI: CpuKernels = CpuKernels { isa: Isa::AvxVnni, matmul_q8: matmul_q8::<Vnni>, ..KERNELS };
+pub(super) const VNNI: CpuKernels = CpuKernels {
+    isa: Isa::AvxVnni,
+    matmul_q8: matmul_q8::<Vnni>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<<Vnni as Dot>::Gemm>),
+    ..KERNELS
+};
 
 /// [`VNNI`] for CPUs without it.
 #[cfg(test)]
-pub(super) const EMULATED_VNNI: CpuKernels =
-    CpuKernels { isa: Isa::AvxVnni, matmul_q8: matmul_q8::<vnni::Emulated>, ..KERNELS };
+pub(super) const EMULATED_VNNI: CpuKernels = CpuKernels {
+    isa: Isa::AvxVnni,
+    matmul_q8: matmul_q8::<vnni::Emulated>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<<vnni::Emulated as Dot>::Gemm>),
+    ..KERNELS
+};
 
 /// See `CpuKernels::matmul_q8`.
 ///

@@ -39,7 +39,7 @@ pub(super) trait Instruction: Copy + 'static {
     /// As there; the CPU must have this implementation's features.
     unsafe fn gemm_aux<const GROUP: usize, const MIN: bool>(
         offset: i32,
-        q: *const i8,
+        sums: *const i16,
         d: *const f32,
         num_groups: usize,
         aux: *mut i32,
@@ -73,13 +73,13 @@ macro_rules! compiled_for {
         #[target_feature(enable = $features)]
         unsafe fn gemm_aux<const GROUP: usize, const MIN: bool>(
             offset: i32,
-            q: *const i8,
+            sums: *const i16,
             d: *const f32,
             num_groups: usize,
             aux: *mut i32,
         ) {
             // SAFETY: the caller's promises, passed on.
-            unsafe { tile::prepare_aux::<VnniLanes<Self>, GROUP, MIN>(offset, q, d, num_groups, aux) }
+            unsafe { tile::prepare_aux::<VnniLanes<Self>, GROUP, MIN>(offset, sums, d, num_groups, aux) }
         }
     };
 }
@@ -148,13 +148,13 @@ impl<I: Instruction> GemmIsa for Gemm<I> {
         unpack_blocks(from, 0, to);
     }
 
-    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
         let offset = match B::KIND {
             GroupKind::Offset(offset) => i32::from(offset),
             GroupKind::Min => 0,
         };
         // SAFETY: the caller's promises, passed on.
-        unsafe { by_kind!(B, gemm_aux, [](offset, q, d, num_groups, aux)) }
+        unsafe { by_kind!(B, gemm_aux, [](offset, sums, d, num_groups, aux)) }
     }
 
     unsafe fn transpose(

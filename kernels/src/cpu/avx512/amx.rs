@@ -271,19 +271,19 @@ impl GemmIsa for AmxInt8 {
         }
     }
 
-    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
         let bias = i32::from(bias(B::MAX_CODE));
         // SAFETY: the caller's promises, passed on.
         unsafe {
             match (B::KIND, B::GROUP) {
                 (GroupKind::Offset(offset), ACT_GROUP) => {
-                    Vnni::prepare_aux::<ACT_GROUP, false>(i32::from(offset) - bias, q, d, num_groups, aux);
+                    Vnni::prepare_aux::<ACT_GROUP, false>(i32::from(offset) - bias, sums, d, num_groups, aux);
                 }
                 (GroupKind::Offset(offset), _) => {
-                    Vnni::prepare_aux::<SUM_GROUP, false>(i32::from(offset) - bias, q, d, num_groups, aux);
+                    Vnni::prepare_aux::<SUM_GROUP, false>(i32::from(offset) - bias, sums, d, num_groups, aux);
                 }
-                (GroupKind::Min, ACT_GROUP) => Vnni::prepare_aux::<ACT_GROUP, true>(0, q, d, num_groups, aux),
-                (GroupKind::Min, _) => Vnni::prepare_aux::<SUM_GROUP, true>(0, q, d, num_groups, aux),
+                (GroupKind::Min, ACT_GROUP) => Vnni::prepare_aux::<ACT_GROUP, true>(0, sums, d, num_groups, aux),
+                (GroupKind::Min, _) => Vnni::prepare_aux::<SUM_GROUP, true>(0, sums, d, num_groups, aux),
             }
         }
     }

@@ -34,18 +34,18 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         }
     }
 
-    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
             match (B::KIND, B::GROUP) {
                 (GroupKind::Offset(offset), ACT_GROUP) => {
-                    D::prepare_aux::<ACT_GROUP, false>(offset.into(), q, d, num_groups, aux);
+                    D::prepare_aux::<ACT_GROUP, false>(offset.into(), sums, d, num_groups, aux);
                 }
                 (GroupKind::Offset(offset), _) => {
-                    D::prepare_aux::<SUM_GROUP, false>(offset.into(), q, d, num_groups, aux);
+                    D::prepare_aux::<SUM_GROUP, false>(offset.into(), sums, d, num_groups, aux);
                 }
-                (GroupKind::Min, ACT_GROUP) => D::prepare_aux::<ACT_GROUP, true>(0, q, d, num_groups, aux),
-                (GroupKind::Min, _) => D::prepare_aux::<SUM_GROUP, true>(0, q, d, num_groups, aux),
+                (GroupKind::Min, ACT_GROUP) => D::prepare_aux::<ACT_GROUP, true>(0, sums, d, num_groups, aux),
+                (GroupKind::Min, _) => D::prepare_aux::<SUM_GROUP, true>(0, sums, d, num_groups, aux),
             }
         }
     }
@@ -176,6 +176,18 @@ impl<D: Dot> TileLanes for Lanes<D> {
     unsafe fn splat_int(x: i32) -> __m512i {
         // SAFETY: value-only.
         unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_int(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: value-only.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(x: __m512i) -> [__m512i; 2] {
+        // SAFETY: value-only.
+        unsafe { [_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(x)), _mm512_srai_epi32::<16>(x)] }
     }
 
     #[inline(always)]

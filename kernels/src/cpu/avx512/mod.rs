@@ -42,6 +42,7 @@ pub(super) struct Avx512;
 pub(super) const AMX: CpuKernels = CpuKernels {
     isa: Isa::Amx,
     matmul_q8: matmul_q8::<Vnni, amx::AmxInt8>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<amx::AmxInt8>),
     matmul_bf16: Some(bf16::matmul::<amx::AmxBf16>),
     ..VNNI
 };
@@ -56,14 +57,19 @@ pub(super) const EMULATED_BF16: CpuKernels =
     CpuKernels { isa: Isa::Avx512Bf16, matmul_bf16: Some(bf16::matmul::<bf16::Emulated>), ..VNNI };
 
 /// The table for CPUs with VNNI.
-pub(super) const VNNI: CpuKernels =
-    CpuKernels { isa: Isa::Avx512Vnni, matmul_q8: matmul_q8::<Vnni, Gemm<Vnni>>, ..BASE };
+pub(super) const VNNI: CpuKernels = CpuKernels {
+    isa: Isa::Avx512Vnni,
+    matmul_q8: matmul_q8::<Vnni, Gemm<Vnni>>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<Gemm<Vnni>>),
+    ..BASE
+};
 
 /// The table for CPUs without.
 pub(super) const BASE: CpuKernels = CpuKernels {
     isa: Isa::Avx512,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Emulated, Gemm<Emulated>>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<Gemm<Emulated>>),
     matmul_bf16: None,
     matmul_f32: float_loops::matmul::<Avx512>,
     dequantize_row: Avx512::dequantize_row,

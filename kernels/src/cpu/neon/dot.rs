@@ -66,7 +66,7 @@ pub(super) trait Dot: Copy + 'static {
     /// The CPU must have this implementation's features; and as [`tile::prepare_aux`].
     unsafe fn gemm_aux<const GROUP: usize, const MIN: bool>(
         offset: i32,
-        q: *const i8,
+        sums: *const i16,
         d: *const f32,
         num_groups: usize,
         aux: *mut i32,
@@ -90,13 +90,13 @@ macro_rules! hot_functions {
         #[target_feature(enable = $features)]
         unsafe fn gemm_aux<const GROUP: usize, const MIN: bool>(
             offset: i32,
-            q: *const i8,
+            sums: *const i16,
             d: *const f32,
             num_groups: usize,
             aux: *mut i32,
         ) {
             // SAFETY: the caller's promises, passed on.
-            unsafe { tile::prepare_aux::<Lanes<Self>, GROUP, MIN>(offset, q, d, num_groups, aux) }
+            unsafe { tile::prepare_aux::<Lanes<Self>, GROUP, MIN>(offset, sums, d, num_groups, aux) }
         }
     };
 }

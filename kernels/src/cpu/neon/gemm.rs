@@ -39,7 +39,7 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         unpack_blocks(from, Lanes::<D>::bias(B::MAX_CODE), to);
     }
 
-    unsafe fn prepare_aux<B: Block>(q: *const i8, d: *const f32, num_groups: usize, aux: *mut i32) {
+    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
         let bias = i32::from(Lanes::<D>::bias(B::MAX_CODE));
         let offset = match B::KIND {
             GroupKind::Offset(offset) => i32::from(offset) - bias,
@@ -47,7 +47,7 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         };
         debug_assert!(B::KIND != GroupKind::Min || bias == 0, "minima are for small codes");
         // SAFETY: the caller's promises, passed on.
-        unsafe { by_kind!(B, gemm_aux, [](offset, q, d, num_groups, aux)) }
+        unsafe { by_kind!(B, gemm_aux, [](offset, sums, d, num_groups, aux)) }
     }
 
     unsafe fn transpose(
@@ -106,6 +106,18 @@ impl<D: Dot> TileLanes for Lanes<D> {
     unsafe fn splat_int(x: i32) -> int32x4_t {
         // SAFETY: value-only.
         unsafe { vdupq_n_s32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_int(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: value-only.
+        unsafe { vaddq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(x: int32x4_t) -> [int32x4_t; 2] {
+        // SAFETY: value-only.
+        unsafe { [vshrq_n_s32::<16>(vshlq_n_s32::<16>(x)), vshrq_n_s32::<16>(x)] }
     }
 
     #[inline(always)]

@@ -41,6 +41,7 @@ pub(super) const BASE: CpuKernels = CpuKernels {
     isa: Isa::Neon,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Widening>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<gemm::Gemm<Widening>>),
     matmul_f32: float_loops::matmul::<Neon>,
     matmul_bf16: None,
     dequantize_row: Neon::dequantize_row,
@@ -48,10 +49,20 @@ pub(super) const BASE: CpuKernels = CpuKernels {
 };
 
 /// The table for CPUs with them.
-pub(super) const DOTPROD: CpuKernels = CpuKernels { isa: Isa::NeonDotprod, matmul_q8: matmul_q8::<Dotprod>, ..BASE };
+pub(super) const DOTPROD: CpuKernels = CpuKernels {
+    isa: Isa::NeonDotprod,
+    matmul_q8: matmul_q8::<Dotprod>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<gemm::Gemm<Dotprod>>),
+    ..BASE
+};
 
 /// The table for CPUs with 8-bit matrix multiplication as well.
-pub(super) const I8MM: CpuKernels = CpuKernels { isa: Isa::NeonI8mm, matmul_q8: matmul_q8::<I8mm>, ..BASE };
+pub(super) const I8MM: CpuKernels = CpuKernels {
+    isa: Isa::NeonI8mm,
+    matmul_q8: matmul_q8::<I8mm>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<gemm::Gemm<I8mm>>),
+    ..BASE
+};
 
 /// See `CpuKernels::matmul_q8`.
 ///

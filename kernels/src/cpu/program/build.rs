@@ -37,16 +37,18 @@ impl Program {
             })
             .collect();
         let act_rows = size.max_tokens.max(size.max_outputs);
-        let (mut q_len, mut d_len, mut sums_len, mut packed_q_len, mut packed_d_len) = (0, 0, 0, 0, 0);
+        let (mut q_len, mut d_len, mut sums_len) = (0, 0, 0);
+        let (mut packed_q_len, mut packed_d_len, mut packed_sums_len) = (0, 0, 0);
         let acts = builder
             .acts
             .iter()
             .map(|&k| {
-                let (packed_q, packed_d) = (packed_q_len, packed_d_len);
-                let slot = ActSlot { k, q: q_len, d: d_len, sums: sums_len, packed_q, packed_d };
-                let [q, d] = PackedActs::lengths(act_rows, k);
+                let (packed_q, packed_d, packed_sums) = (packed_q_len, packed_d_len, packed_sums_len);
+                let slot = ActSlot { k, q: q_len, d: d_len, sums: sums_len, packed_q, packed_d, packed_sums };
+                let [q, d, sums] = PackedActs::lengths(act_rows, k);
                 packed_q_len = (packed_q_len + q).next_multiple_of(64);
                 packed_d_len = (packed_d_len + d).next_multiple_of(16);
+                packed_sums_len = (packed_sums_len + sums).next_multiple_of(32);
                 q_len = (q_len + k * act_rows).next_multiple_of(64);
                 d_len = (d_len + k / ACT_GROUP * act_rows).next_multiple_of(16);
                 sums_len = (sums_len + k / SUM_GROUP * act_rows).next_multiple_of(32);
@@ -79,6 +81,7 @@ impl Program {
         let max_cols = builder.weights.iter().map(|w| w.cols).max().unwrap_or(0);
         let max_width = builder.buffers.iter().map(|&(width, _)| width).max().unwrap_or(0);
 
+        let pairs = if kernels.has_lanes() { quantized_pairs(&builder, &output) } else { Vec::new() };
         let team = Team::new(num_workers)
             .map_err(|error| ProgramError::Step(format!("worker threads can't be started: {error}")))?;
         let scratch = (0..team.num_workers())
@@ -88,6 +91,7 @@ impl Program {
                     attention: TileScratch::new(max_dim),
                     seq_pieces: Vec::with_capacity(size.max_tokens),
                     row: vec![0.0; max_width],
+                    lanes: Lines::zeros(if pairs.is_empty() { 0 } else { glu::LANES_LEN }),
                 })
             })
             .collect();
@@ -100,6 +104,7 @@ impl Program {
             act_sums: Region::zeroed(sums_len),
             packed_q: Region::zeroed(packed_q_len),
             packed_d: Region::zeroed(packed_d_len),
+            packed_sums: Region::zeroed(packed_sums_len),
             packed_floats: Region::zeroed(act_rows.next_multiple_of(PACK_ROWS) * packed_width),
             kv: Region::zeroed(kv_bytes),
             parts: Region::zeroed(parts_len),
@@ -107,7 +112,7 @@ impl Program {
             scratch,
             check: InputCheck::new(&builder, &size),
         };
-        let instrs = place_barriers(&builder, packs);
+        let instrs = place_barriers(&builder, packs, &pairs);
         let code = Code {
             vectors: VectorKernels::for_isa(kernels.isa()),
             kernels,
@@ -144,9 +149,45 @@ fn packed_input(kernels: &CpuKernels, builder: &ProgramBuilder, instr: &Instr) -
     parts.iter().any(takes_packed).then_some(*x)
 }
 
+/// Gated matmuls whose result only the quantisation behind them reads, by the index of the matmul.
+fn quantized_pairs(builder: &ProgramBuilder, output: &Span) -> Vec<usize> {
+    let instrs = &builder.instrs;
+    let rows_of = |buf: BufId| builder.buffers[buf.0].1;
+    let is_pair = |at: usize| {
+        let (
+            Some(Instr::MatMul { x: MatMulX::Act(x), parts, then: MatMulThen::Glu(_), .. }),
+            Some(Instr::Quantize { x: quantized, act }),
+        ) = (instrs.get(at), instrs.get(at + 1))
+        else {
+            return false;
+        };
+        let [gate, up] = &parts[..] else { return false };
+        gate.out == *quantized && x != act && gate.bias.is_none() && up.bias.is_none()
+    };
+    let mut pairs: Vec<usize> = (0..instrs.len()).filter(|&at| is_pair(at)).collect();
+    let outs = |at: usize| match &instrs[at] {
+        Instr::MatMul { parts, .. } => parts.iter().map(|part| part.out).collect::<Vec<_>>(),
+        _ => Vec::new(),
+    };
+    let all: Vec<Span> = pairs.iter().flat_map(|&at| outs(at)).collect();
+    // Whatever else touches one of the buffers, in whatever columns.
+    let mut others: Vec<BufId> = [Some(*output), builder.hidden].into_iter().flatten().map(|span| span.buf).collect();
+    for (at, instr) in instrs.iter().enumerate() {
+        let is_own = pairs.contains(&at) || at.checked_sub(1).is_some_and(|before| pairs.contains(&before));
+        if !is_own {
+            let accesses = instr.accesses(rows_of);
+            others.extend(
+                all.iter().map(|span| span.buf).filter(|&buf| accesses.iter().any(|access| access.touches(buf))),
+            );
+        }
+    }
+    pairs.retain(|&at| outs(at).iter().all(|out| !others.contains(&out.buf)));
+    pairs
+}
+
 /// The steps, with what is to be packed before its instruction. The team meets before each that touches what another worker may
 /// still be at since the last barrier.
-fn place_barriers(builder: &ProgramBuilder, packs: impl Fn(&Instr) -> Option<Span>) -> Vec<Step> {
+fn place_barriers(builder: &ProgramBuilder, packs: impl Fn(&Instr) -> Option<Span>, pairs: &[usize]) -> Vec<Step> {
     let mut since: Vec<Access> = Vec::new();
     let mut steps = Vec::new();
     let mut place = |work: Work, accesses: Vec<Access>| {
@@ -157,14 +198,23 @@ fn place_barriers(builder: &ProgramBuilder, packs: impl Fn(&Instr) -> Option<Spa
         since.extend(accesses);
         steps.push(Step { barrier, work });
     };
-    for instr in &builder.instrs {
+    for (at, instr) in builder.instrs.iter().enumerate() {
         let rows_of = |buf: BufId| builder.buffers[buf.0].1;
         let mut accesses = instr.accesses(rows_of);
         if let Some(x) = packs(instr) {
             place(Work::PackFloats(x), Access::of_packing(&x, rows_of(x.buf)));
             accesses.push(Access::of_packed());
         }
-        place(Work::Instr(instr.clone()), accesses);
+        let is_second = at.checked_sub(1).is_some_and(|before| pairs.contains(&before));
+        let work = match (instr, builder.instrs.get(at + 1)) {
+            (_, Some(Instr::Quantize { act, .. })) if pairs.contains(&at) => {
+                accesses.push(Access::of_quantizing(*act));
+                Work::GluQuantize(instr.clone(), *act)
+            }
+            (Instr::Quantize { x, act }, _) if is_second => Work::QuantizeFew(*x, *act),
+            _ => Work::Instr(instr.clone()),
+        };
+        place(work, accesses);
     }
     steps
 }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`build`] | places the barriers, allocates all memory |
 //! | [`run`] | executes a step; allocates nothing |
-//! | `ops`, `attend` | what each instruction does on one worker |
+//! | `ops`, `glu`, `attend` | what each instruction does on one worker |
 //! | `memory` | memory that workers share |
 //!
 //! # Why the shared memory is sound
@@ -18,6 +18,7 @@
 
 mod attend;
 pub mod build;
+mod glu;
 mod memory;
 mod ops;
 pub mod run;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use super::kv::{KvPool, KvTypes};
+use super::lines::Lines;
 use super::program::memory::{Own, Region};
 use super::team::Team;
 use super::vector::VectorKernels;
@@ -78,6 +80,10 @@ enum Work {
     Instr(Instr),
     /// Packs the f32 rows of the next matmul, if they are many.
     PackFloats(Span),
+    /// A gated matmul whose result goes nowhere but into the next step: of many rows it is quantised at once.
+    GluQuantize(Instr, ActId),
+    /// That next step.
+    QuantizeFew(Span, ActId),
 }
 
 struct BufferSlot {
@@ -93,9 +99,10 @@ struct ActSlot {
     q: usize,
     d: usize,
     sums: usize,
-    /// Offsets of the packed rows in their arenas of values and scales.
+    /// Offsets of the packed rows in their arenas of values, scales and sums.
     packed_q: usize,
     packed_d: usize,
+    packed_sums: usize,
 }
 
 struct CacheSlot {
@@ -119,6 +126,7 @@ struct Memory {
     /// The same packed, in steps of many rows.
     packed_q: Region<i8>,
     packed_d: Region<f32>,
+    packed_sums: Region<i16>,
     /// f32 rows of one matmul, packed, in steps of many rows.
     packed_floats: Region<f32>,
     kv: Region<u8>,
@@ -138,6 +146,8 @@ struct WorkerScratch {
     seq_pieces: Vec<attend::SeqPieces>,
     /// One row of the widest buffer.
     row: Vec<f32>,
+    /// Results of [`Work::GluQuantize`] that aren't quantised yet.
+    lanes: Lines<f32>,
 }
 
 impl Program {

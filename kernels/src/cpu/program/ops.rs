@@ -7,7 +7,8 @@ use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
 use crate::cpu::vector::{NormRow, rope_head};
 use crate::cpu::{
-    ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, ROW_TILE, SUM_GROUP,
+    ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, PackedBlock, ROW_TILE,
+    SUM_GROUP,
 };
 use crate::program::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
 
@@ -28,7 +29,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn num_rows(&self, rows: Rows) -> usize {
+    pub(super) fn num_rows(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.input.tokens.len(),
             Rows::Outputs => self.input.outputs.len(),
@@ -37,7 +38,7 @@ impl<'a> Run<'a> {
     }
 
     /// Whether a matmul takes that many rows by the kernels for many.
-    fn are_many(&self, num_rows: usize) -> bool {
+    pub(super) fn are_many(&self, num_rows: usize) -> bool {
         num_rows > DECODE_ROWS || self.input.numerics == Numerics::Invariant
     }
 
@@ -77,7 +78,7 @@ impl<'a> Run<'a> {
         clippy::expect_used,
         reason = "the builder made this very call; only bytes that change their length can fail it"
     )]
-    fn matrix(&self, id: super::WeightId) -> MatrixRef<'a> {
+    pub(super) fn matrix(&self, id: super::WeightId) -> MatrixRef<'a> {
         let slot = &self.code.weights[id.0];
         MatrixRef::new(slot.dtype, slot.rows, slot.cols, (*slot.bytes).as_ref()).expect("a matrix changed its length")
     }
@@ -204,7 +205,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// As [`Self::execute`].
-    unsafe fn quantize(&mut self, x: &Span, slot: &ActSlot) {
+    pub(super) unsafe fn quantize(&mut self, x: &Span, slot: &ActSlot) {
         let rows = self.my_rows(x);
         for row in rows.clone() {
             let [q, d, sums] = slot.rows(row..row + 1);
@@ -223,10 +224,19 @@ impl<'a> Run<'a> {
         }
         for rows in by_block(rows) {
             let lane = rows.start % PACK_ROWS;
-            let [q, d] = PackedActs::lengths(rows.start - lane, slot.k);
-            let (q, d) = (self.memory.packed_q.at(slot.packed_q + q), self.memory.packed_d.at(slot.packed_d + d));
+            let to = self.packed_block(slot, rows.start - lane);
             // SAFETY: own rows, quantised above; their lanes of the block are this worker's too. The arena holds whole blocks.
-            unsafe { self.code.kernels.pack_acts(&self.acts(slot, rows), lane, q, d) };
+            unsafe { self.code.kernels.pack_acts(&self.acts(slot, rows), lane, to) };
+        }
+    }
+
+    /// The block of packed rows that begins with row `first`.
+    pub(super) fn packed_block(&self, slot: &ActSlot, first: usize) -> PackedBlock {
+        let [q, d, sums] = PackedActs::lengths(first, slot.k);
+        PackedBlock {
+            q: self.memory.packed_q.at(slot.packed_q + q),
+            d: self.memory.packed_d.at(slot.packed_d + d),
+            sums: self.memory.packed_sums.at(slot.packed_sums + sums),
         }
     }
 
@@ -266,7 +276,7 @@ impl<'a> Run<'a> {
     ///
     /// # Safety
     /// Nobody writes to those rows while the result lives.
-    unsafe fn acts(&self, slot: &ActSlot, rows: Range<usize>) -> ActRows<'a> {
+    pub(super) unsafe fn acts(&self, slot: &ActSlot, rows: Range<usize>) -> ActRows<'a> {
         let num_rows = rows.len();
         let [q, d, sums] = slot.rows(rows);
         // SAFETY: forwarded.
@@ -278,6 +288,22 @@ impl<'a> Run<'a> {
                 d: self.memory.act_d.slice(d),
                 sums: self.memory.act_sums.slice(sums),
                 packed: None,
+            }
+        }
+    }
+
+    /// The first rows, packed.
+    ///
+    /// # Safety
+    /// Nobody writes to those rows while the result lives.
+    pub(super) unsafe fn packed_acts(&self, slot: &ActSlot, num_rows: usize) -> PackedActs<'a> {
+        let [q, d, sums] = PackedActs::lengths(num_rows, slot.k);
+        // SAFETY: forwarded.
+        unsafe {
+            PackedActs {
+                q: self.memory.packed_q.slice(slot.packed_q..slot.packed_q + q),
+                d: self.memory.packed_d.slice(slot.packed_d..slot.packed_d + d),
+                sums: self.memory.packed_sums.slice(slot.packed_sums..slot.packed_sums + sums),
             }
         }
     }
@@ -340,7 +366,7 @@ impl<'a> Run<'a> {
     }
 
     /// Tiles of columns that one piece of a matmul takes. A column's result doesn't depend on it.
-    fn piece_tiles(&self, num_tiles: usize, num_rows: usize, part: &MatMulPart) -> usize {
+    pub(super) fn piece_tiles(&self, num_tiles: usize, num_rows: usize, part: &MatMulPart) -> usize {
         let num_workers = self.worker.num_workers();
         if num_workers == 1 {
             return num_tiles;
@@ -368,14 +394,10 @@ impl<'a> Run<'a> {
         match x {
             MatMulX::Act(act) => {
                 let slot_x = &self.code.acts[act.0];
-                let [q, d] = PackedActs::lengths(num_rows, slot_x.k);
                 // SAFETY: quantised rows are complete since the last barrier; `out` addresses `[num_rows, columns]` of the
                 // buffer, in bounds by the builder's checks, exclusive by contract.
                 unsafe {
-                    let packed = self.are_many(num_rows).then(|| PackedActs {
-                        q: self.memory.packed_q.slice(slot_x.packed_q..slot_x.packed_q + q),
-                        d: self.memory.packed_d.slice(slot_x.packed_d..slot_x.packed_d + d),
-                    });
+                    let packed = self.are_many(num_rows).then(|| self.packed_acts(slot_x, num_rows));
                     let acts = ActRows { packed, ..self.acts(slot_x, 0..num_rows) };
                     let scratch = &mut self.scratch.matmul;
                     self.code.kernels.matmul_q8(&weight, columns.clone(), &acts, out, slot.width, scratch);

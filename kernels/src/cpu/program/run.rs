@@ -27,6 +27,8 @@ impl Machine for Program {
                     match &step.work {
                         Work::Instr(instr) => run.execute(instr),
                         Work::PackFloats(x) => run.pack_floats(x),
+                        Work::GluQuantize(instr, act) => run.glu_quantize(instr, *act),
+                        Work::QuantizeFew(x, act) => run.quantize_few(x, *act),
                     }
                 }
             }

@@ -14,6 +14,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     isa: Isa::Scalar,
     quantize_act_row,
     matmul_q8,
+    matmul_q8_lanes: None,
     matmul_f32,
     matmul_bf16: None,
     dequantize_row,
