@@ -403,6 +403,7 @@ mod x86 {
             }
         }
         #[inline(always)]
+        #[allow(clippy::needless_range_loop, reason = "the same half of every register")]
         fn store_low_bytes(self, v: [Self::V; 4], to: &mut [[i8; 4]; LANES]) {
             for half in 0..2 {
                 // SAFETY: `self` proves the features; each half of the array is 32 bytes.
@@ -419,6 +420,7 @@ mod x86 {
             }
         }
         #[inline(always)]
+        #[allow(clippy::needless_range_loop, reason = "the same half of every register")]
         fn store_low_halves(self, v: [Self::V; 2], to: &mut [[i16; 2]; LANES]) {
             for half in 0..2 {
                 // SAFETY: `self` proves the features; each half of the array is 32 bytes.

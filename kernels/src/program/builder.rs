@@ -23,6 +23,8 @@ pub struct ProgramBuilder {
     pub(crate) rope_halves: Vec<usize>,
     pub(crate) instrs: Vec<Instr>,
     pub(crate) hidden: Option<Span>,
+    /// Buffers whose rows come from other stages or go there: they are in memory before a step and after it.
+    pub(crate) crossing: Vec<BufId>,
 }
 
 /// A KV cache that was asked for.

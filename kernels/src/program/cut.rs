@@ -72,17 +72,18 @@ impl ProgramBuilder {
             });
         }
         let written: Vec<BufId> = instrs.iter().flat_map(Instr::writes).map(|span| span.buf).collect();
-        let crossing = |cut: Option<&Cut>| -> Vec<(BufId, BufId)> {
+        let living = |cut: Option<&Cut>| -> Vec<(BufId, BufId)> {
             let live = cut.map_or(&[][..], |cut| &cut.live).iter();
             // What isn't named here stays where it is.
             live.filter_map(|&buf| Some((buf, BufId(buffers.find(buf.0)?)))).collect()
         };
-        let (takes, mut gives) = (crossing(from), crossing(to));
+        let (takes, mut gives) = (living(from), living(to));
         gives.retain(|(_, own)| written.contains(own));
         let is_last = to.is_none();
         let mut named = |span: &Span| Span { buf: BufId(buffers.number(span.buf.0)), ..*span };
         let output = is_last.then(|| named(output));
         let hidden = self.hidden.as_ref().filter(|_| is_last).map(named);
+        let crossing = takes.iter().chain(&gives).map(|(_, own)| *own).collect();
         let program = ProgramBuilder {
             buffers: buffers.of(&self.buffers),
             acts: acts.of(&self.acts),
@@ -93,6 +94,7 @@ impl ProgramBuilder {
             rope_halves: self.rope_halves.clone(),
             instrs,
             hidden,
+            crossing,
         };
         Stage { program, output, caches: caches.0.into_iter().map(CacheId).collect(), takes, gives }
     }

@@ -81,7 +81,7 @@ impl Program {
         let max_cols = builder.weights.iter().map(|w| w.cols).max().unwrap_or(0);
         let max_width = builder.buffers.iter().map(|&(width, _)| width).max().unwrap_or(0);
 
-        let pairs = if kernels.has_lanes() { quantized_pairs(&builder, &output) } else { Vec::new() };
+        let pairs = if kernels.has_lanes() { quantized_pairs(&builder, output) } else { Vec::new() };
         let team = Team::new(num_workers)
             .map_err(|error| ProgramError::Step(format!("worker threads can't be started: {error}")))?;
         let scratch = (0..team.num_workers())
@@ -150,7 +150,7 @@ fn packed_input(kernels: &CpuKernels, builder: &ProgramBuilder, instr: &Instr) -
 }
 
 /// Gated matmuls whose result only the quantisation behind them reads, by the index of the matmul.
-fn quantized_pairs(builder: &ProgramBuilder, output: &Span) -> Vec<usize> {
+fn quantized_pairs(builder: &ProgramBuilder, output: Option<Span>) -> Vec<usize> {
     let instrs = &builder.instrs;
     let rows_of = |buf: BufId| builder.buffers[buf.0].1;
     let is_pair = |at: usize| {
@@ -171,7 +171,8 @@ fn quantized_pairs(builder: &ProgramBuilder, output: &Span) -> Vec<usize> {
     };
     let all: Vec<Span> = pairs.iter().flat_map(|&at| outs(at)).collect();
     // Whatever else touches one of the buffers, in whatever columns.
-    let mut others: Vec<BufId> = [Some(*output), builder.hidden].into_iter().flatten().map(|span| span.buf).collect();
+    let read_after = [output, builder.hidden].into_iter().flatten().map(|span| span.buf);
+    let mut others: Vec<BufId> = read_after.chain(builder.crossing.iter().copied()).collect();
     for (at, instr) in instrs.iter().enumerate() {
         let is_own = pairs.contains(&at) || at.checked_sub(1).is_some_and(|before| pairs.contains(&before));
         if !is_own {

@@ -111,7 +111,7 @@ fn a_limit_is_held_and_auto_gives_the_gpu_what_fits() {
     let expected = logits(&mut CpuExecutor::new(&plan, &options(GpuLayers::Auto, GpuMemory::Free)).unwrap());
     let first = gpu(1 << 30);
     let with = |limit| options(GpuLayers::Auto, GpuMemory::Bytes(limit));
-    let mut whole = CudaExecutor::on(&[first.clone()], &plan, &with(1 << 29)).unwrap();
+    let mut whole = CudaExecutor::on(std::slice::from_ref(&first), &plan, &with(1 << 29)).unwrap();
     assert_eq!(whole.placement(), Some("layers 1-4 and the output on emulated GPU 0"));
     assert_close(&logits(&mut whole), &expected, "all layers on the GPU");
     assert_eq!(whole.kv_layout(), "cuda");
@@ -124,7 +124,7 @@ fn a_limit_is_held_and_auto_gives_the_gpu_what_fits() {
     let (mut seen, mut limit, mut layers) = (Vec::new(), full - 1, 0);
     let error = loop {
         let gpu = gpu(1 << 30);
-        let mut executor = match CudaExecutor::on(&[gpu.clone()], &plan, &with(limit)) {
+        let mut executor = match CudaExecutor::on(std::slice::from_ref(&gpu), &plan, &with(limit)) {
             Ok(executor) => executor,
             Err(error) => break error,
         };
