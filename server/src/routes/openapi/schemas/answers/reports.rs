@@ -114,6 +114,9 @@ pub(in crate::routes::openapi) struct ModelReport {
     name: String,
     architecture: String,
     executor: String,
+    /// Which layers run where; null: all in one place.
+    #[schema(required = true)]
+    placement: Option<String>,
     threads: u64,
     context_tokens: u64,
     max_step_tokens: u64,
