@@ -321,7 +321,7 @@ fn softmax_step<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch, 
     let old = scratch.max[n];
     let mut m = l.splat(old);
     let largest = l.max(s[0], s[1]);
-    // Most blocks of a long context have no larger score: the horizontal maximum would be a quarter of this function's time.
+    // Most blocks of a long context have no larger score, and need no horizontal maximum.
     let max = if l.any_above(largest, m) { old.max(l.max_lane(largest)) } else { old };
     if max > old {
         m = l.splat(max);

@@ -154,18 +154,8 @@ pub(super) unsafe fn matmul<I: GemmIsa>(
     stride: usize,
     scratch: &mut Scratch,
 ) {
-    for slab in (0..acts.num_rows).step_by(SLAB_ROWS) {
-        let acts = acts.rows(slab..acts.num_rows.min(slab + SLAB_ROWS));
-        with_block!(
-            w.dtype(),
-            // SAFETY: the caller's promises, passed on; the slab's part of `out`.
-            |B| unsafe {
-                let out = Output::Rows { out: out.add(slab * stride), stride };
-                typed::<B, I>(w, rows.clone(), &acts, &out, scratch);
-            },
-            unreachable_float(w.dtype())
-        );
-    }
+    // SAFETY: the caller's promises, passed on.
+    unsafe { multiply::<I>(w, rows, acts, Output::Rows { out, stride }, scratch) }
 }
 
 /// See `CpuKernels::matmul_q8_lanes`.
@@ -180,15 +170,25 @@ pub(super) unsafe fn matmul_lanes<I: GemmIsa>(
     scratch: &mut Scratch,
 ) {
     let num_cols = rows.len().next_multiple_of(COL_STEP);
+    // SAFETY: the caller's promises, passed on.
+    unsafe { multiply::<I>(w, rows, acts, Output::Lanes { out, num_cols }, scratch) }
+}
+
+/// # Safety
+/// The CPU must have the ISA; the output must be valid for writes of all rows.
+unsafe fn multiply<I: GemmIsa>(
+    w: &MatrixRef,
+    rows: Range<usize>,
+    acts: &ActRows,
+    output: Output,
+    scratch: &mut Scratch,
+) {
     for slab in (0..acts.num_rows).step_by(SLAB_ROWS) {
-        let acts = acts.rows(slab..acts.num_rows.min(slab + SLAB_ROWS));
+        let (acts, output) = (acts.rows(slab..acts.num_rows.min(slab + SLAB_ROWS)), output.skip_rows(slab));
         with_block!(
             w.dtype(),
-            // SAFETY: the caller's promises, passed on; the slab's part of `out`, whole blocks.
-            |B| unsafe {
-                let out = Output::Lanes { out: out.add(slab * num_cols), num_cols };
-                typed::<B, I>(w, rows.clone(), &acts, &out, scratch);
-            },
+            // SAFETY: the caller's promises, passed on; the slab's part of the output.
+            |B| unsafe { typed::<B, I>(w, rows.clone(), &acts, &output, scratch) },
             unreachable_float(w.dtype())
         );
     }
@@ -200,6 +200,16 @@ enum Output {
     Rows { out: *mut f32, stride: usize },
     /// `[blocks][num_cols][PACK_ROWS]`, where `num_cols` is a multiple of [`COL_STEP`]: as the tiles give them.
     Lanes { out: *mut f32, num_cols: usize },
+}
+
+impl Output {
+    /// Of the rows from `row` on, which begins a block.
+    fn skip_rows(&self, row: usize) -> Self {
+        match *self {
+            Self::Rows { out, stride } => Self::Rows { out: out.wrapping_add(row * stride), stride },
+            Self::Lanes { out, num_cols } => Self::Lanes { out: out.wrapping_add(row * num_cols), num_cols },
+        }
+    }
 }
 
 /// K in equal chunks of whole blocks, none above the limit (which every block divides).

@@ -131,22 +131,7 @@ impl CpuKernels {
         out_stride: usize,
         scratch: &mut Scratch,
     ) {
-        assert!(
-            Self::matmul_q8_supported(w.dtype())
-                && acts.is_consistent()
-                && acts.k == w.cols()
-                && (acts.num_rows <= super::DECODE_ROWS || acts.packed.is_some())
-                && rows.start <= rows.end
-                && rows.end <= w.rows()
-                && w.cols() <= scratch.max_k(),
-            "matmul_q8: {} [{}, {}] rows {rows:?}, acts [{}, {}], scratch for {}",
-            w.dtype(),
-            w.rows(),
-            w.cols(),
-            acts.num_rows,
-            acts.k,
-            scratch.max_k(),
-        );
+        assert_q8_shapes(w, &rows, acts, scratch);
         // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
         unsafe { (self.matmul_q8)(w, rows, acts, out, out_stride, scratch) }
     }
@@ -177,22 +162,13 @@ impl CpuKernels {
         scratch: &mut Scratch,
     ) {
         let matmul = self.matmul_q8_lanes.expect("matmul_q8_lanes: no such kernel");
+        assert_q8_shapes(w, &rows, acts, scratch);
+        let needed = acts.num_rows.next_multiple_of(PACK_ROWS) * Self::lane_cols(rows.len());
         assert!(
-            Self::matmul_q8_supported(w.dtype())
-                && acts.is_consistent()
-                && acts.k == w.cols()
-                && acts.packed.is_some()
-                && rows.start <= rows.end
-                && rows.end <= w.rows()
-                && w.cols() <= scratch.max_k()
-                && out.len() >= acts.num_rows.next_multiple_of(PACK_ROWS) * Self::lane_cols(rows.len()),
-            "matmul_q8_lanes: {} [{}, {}] rows {rows:?}, acts [{}, {}], scratch for {}, out of {}",
-            w.dtype(),
-            w.rows(),
-            w.cols(),
+            acts.packed.is_some() && out.len() >= needed,
+            "matmul_q8_lanes: rows {rows:?}, {} rows of acts, packed: {}, out of {}",
             acts.num_rows,
-            acts.k,
-            scratch.max_k(),
+            acts.packed.is_some(),
             out.len(),
         );
         // SAFETY: the CPU has the ISA (type's invariant); shapes fit, and `out` holds all blocks (just asserted).
@@ -298,6 +274,26 @@ impl CpuKernels {
 
 /// Elements that the K of a bf16 matmul is a multiple of.
 pub(super) const BF16_UNIT: usize = 32;
+
+/// What the matmuls on quantised activations rest on.
+fn assert_q8_shapes(w: &MatrixRef, rows: &Range<usize>, acts: &ActRows, scratch: &Scratch) {
+    assert!(
+        CpuKernels::matmul_q8_supported(w.dtype())
+            && acts.is_consistent()
+            && acts.k == w.cols()
+            && (acts.num_rows <= DECODE_ROWS || acts.packed.is_some())
+            && rows.start <= rows.end
+            && rows.end <= w.rows()
+            && w.cols() <= scratch.max_k(),
+        "matmul_q8: {} [{}, {}] rows {rows:?}, acts [{}, {}], scratch for {}",
+        w.dtype(),
+        w.rows(),
+        w.cols(),
+        acts.num_rows,
+        acts.k,
+        scratch.max_k(),
+    );
+}
 
 /// What the f32 matmuls rest on.
 fn assert_f32_shapes(w: &MatrixRef, rows: &Range<usize>, acts: &FloatActs, scratch: &Scratch) {

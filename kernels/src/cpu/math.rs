@@ -3,6 +3,7 @@
 use super::matrix::{ACT_GROUP, SUM_GROUP};
 use super::pack::PACK_ROWS;
 use super::simd::{LANES, Lanes};
+use super::tile::MAGIC;
 use super::vector::{Activation, NormRow, QuantizedLanes};
 
 /// `e^x`. Range reduction by `ln 2` in two parts and the degree-6 polynomial of Cephes' `expf`; relative error below
@@ -171,8 +172,6 @@ pub(super) fn softcap<L: Lanes>(l: L, cap: f32, x: &[f32], out: &mut [f32]) {
 /// See `VectorKernels::quantize_lanes`: the arithmetic of `CpuKernels::quantize_act_row`, operation by operation.
 #[inline(always)]
 pub(super) fn quantize_lanes<L: Lanes>(l: L, x: &[[f32; PACK_ROWS]; ACT_GROUP], to: QuantizedLanes<'_>) {
-    /// Where a unit in the last place is 1, and the bytes below it are zeros: x + this is x rounded to nearest even, in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
     let largest_number = l.splat(f32::MAX);
     let halves = to.d.as_chunks_mut::<LANES>().0.iter_mut().zip(to.sums.as_chunks_mut::<LANES>().0);
     for (half, (d, sums)) in halves.enumerate() {
@@ -191,6 +190,7 @@ pub(super) fn quantize_lanes<L: Lanes>(l: L, x: &[[f32; PACK_ROWS]; ACT_GROUP], 
             let mut codes = [l.splat(0.0); 4];
             for i in 0..4 {
                 let x = l.load(&columns[i].as_chunks().0[half]);
+                // Rounded to nearest even, in the low bits: a unit in the last place of the sum is 1.
                 codes[i] = l.add(l.mul(x, factor), l.splat(MAGIC));
                 let sum = &mut sum[quad / (SUM_GROUP / 4)];
                 *sum = l.add_bits(*sum, codes[i]);

@@ -16,7 +16,7 @@
 use super::pack::PACK_ROWS;
 
 /// See the head of this file.
-const MAGIC: f32 = 12_582_912.0;
+pub(super) const MAGIC: f32 = 12_582_912.0;
 const MAGIC_BITS: i32 = MAGIC.to_bits() as i32;
 
 /// One tile. Strides in elements; lanes of activation rows have the stride of a block, [`PACK_ROWS`].

@@ -290,11 +290,6 @@ impl Access {
         Self { resource: Resource::Act(act), writes: true, division: Division::Otherwise }
     }
 
-    /// Whether it touches this buffer.
-    pub(crate) fn touches(&self, buf: BufId) -> bool {
-        matches!(self.resource, Resource::Columns(span) if span.buf == buf)
-    }
-
     /// Whether a barrier must stand between this access and a later one.
     pub(crate) fn conflicts(&self, later: &Self) -> bool {
         let same_owner = self.division == later.division && self.division != Division::Otherwise;
@@ -394,23 +389,13 @@ impl Instr {
 
     /// Columns that it writes, all rows of them.
     pub(crate) fn writes(&self) -> Vec<Span> {
-        match self {
-            Self::Quantize { .. } | Self::StoreKv { .. } => vec![],
-            Self::MatMul { parts, then, .. } => {
-                let dst = if let MatMulThen::AddTo(dst) = then { Some(*dst) } else { None };
-                parts.iter().map(|part| part.out).chain(dst).collect()
-            }
-            Self::Rope { x: out, .. }
-            | Self::Embed { out, .. }
-            | Self::Norm { out, .. }
-            | Self::Attend { out, .. }
-            | Self::Glu { out, .. }
-            | Self::Activate { out, .. }
-            | Self::Add { out, .. }
-            | Self::Scale { out, .. }
-            | Self::Softcap { out, .. }
-            | Self::Gather { out, .. } => vec![*out],
-        }
+        // Whose rows they are makes no difference.
+        let accesses = self.accesses(|_| Rows::Tokens).into_iter();
+        let written = |access: Access| match access.resource {
+            Resource::Columns(span) if access.writes => Some(span),
+            _ => None,
+        };
+        accesses.filter_map(written).collect()
     }
 
     /// Kind, for messages.

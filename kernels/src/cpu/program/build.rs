@@ -152,7 +152,6 @@ fn packed_input(kernels: &CpuKernels, builder: &ProgramBuilder, instr: &Instr) -
 /// Gated matmuls whose result only the quantisation behind them reads, by the index of the matmul.
 fn quantized_pairs(builder: &ProgramBuilder, output: Option<Span>) -> Vec<usize> {
     let instrs = &builder.instrs;
-    let rows_of = |buf: BufId| builder.buffers[buf.0].1;
     let is_pair = |at: usize| {
         let (
             Some(Instr::MatMul { x: MatMulX::Act(x), parts, then: MatMulThen::Glu(_), .. }),
@@ -165,24 +164,16 @@ fn quantized_pairs(builder: &ProgramBuilder, output: Option<Span>) -> Vec<usize>
         gate.out == *quantized && x != act && gate.bias.is_none() && up.bias.is_none()
     };
     let mut pairs: Vec<usize> = (0..instrs.len()).filter(|&at| is_pair(at)).collect();
-    let outs = |at: usize| match &instrs[at] {
-        Instr::MatMul { parts, .. } => parts.iter().map(|part| part.out).collect::<Vec<_>>(),
-        _ => Vec::new(),
-    };
-    let all: Vec<Span> = pairs.iter().flat_map(|&at| outs(at)).collect();
-    // Whatever else touches one of the buffers, in whatever columns.
+    // Buffers that are read after a step, or touched by anything but such a pair, in whatever columns.
     let read_after = [output, builder.hidden].into_iter().flatten().map(|span| span.buf);
     let mut others: Vec<BufId> = read_after.chain(builder.crossing.iter().copied()).collect();
     for (at, instr) in instrs.iter().enumerate() {
         let is_own = pairs.contains(&at) || at.checked_sub(1).is_some_and(|before| pairs.contains(&before));
         if !is_own {
-            let accesses = instr.accesses(rows_of);
-            others.extend(
-                all.iter().map(|span| span.buf).filter(|&buf| accesses.iter().any(|access| access.touches(buf))),
-            );
+            others.extend(instr.reads().iter().chain(&instr.writes()).map(|span| span.buf));
         }
     }
-    pairs.retain(|&at| outs(at).iter().all(|out| !others.contains(&out.buf)));
+    pairs.retain(|&at| instrs[at].writes().iter().all(|out| !others.contains(&out.buf)));
     pairs
 }
 
