@@ -21,7 +21,8 @@ use std::{
 use serde_json::json;
 use shimmy_kernels::{
     cpu::{
-        ActBuffer, CpuKernels, FloatActs, Isa, MatrixRef, Numerics, ROW_TILE, Scratch,
+        ActBuffer, CpuKernels, DECODE_ROWS, FloatActs, Isa, MatrixRef, Numerics, ROW_TILE, RoundedActs, RoundedBuffer,
+        Scratch,
         ceiling::{ReadBuffer, bf16_peak, f32_peak, int8_peak},
     },
     quant::QuantType,
@@ -113,10 +114,11 @@ struct Ceiling {
 }
 
 impl Ceiling {
-    fn measure(buffer: &ReadBuffer, isa: Isa, dtype: QuantType, threads: usize) -> Self {
+    fn measure(buffer: &ReadBuffer, isa: Isa, dtype: QuantType, threads: usize, rounded: bool) -> Self {
         let duration = Duration::from_millis(20);
         let peak = match dtype {
             QuantType::F16 | QuantType::BF16 => bf16_peak(isa, threads, duration),
+            _ if rounded => bf16_peak(isa, threads, duration),
             _ if dtype.is_float() => None,
             _ => int8_peak(isa, threads, duration),
         };
@@ -230,7 +232,8 @@ fn main() {
                 let weights = Weights::new(dtype, n, k);
                 let from = lines.len();
                 for &m in &options.rows {
-                    let ceiling = Ceiling::measure(&buffer, isa, dtype, options.threads);
+                    let ceiling =
+                        Ceiling::measure(&buffer, isa, dtype, options.threads, takes_rounded(&kernels, dtype, m));
                     let seconds = weights.time(&kernels, m, &options);
                     let (threads, bytes) = (options.threads, weights.bytes);
                     lines.push(Line { isa, dtype, n, k, m, threads, seconds, bytes, ceiling });
@@ -271,6 +274,11 @@ fn values(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+/// Whether the kernels round so many rows of activations for such weights, as a program does then.
+fn takes_rounded(kernels: &CpuKernels, dtype: QuantType, m: usize) -> bool {
+    kernels.rounds_many() && m > DECODE_ROWS && CpuKernels::matmul_q8_supported(dtype)
+}
+
 /// Copies of one matrix that together exceed the caches.
 struct Weights {
     dtype: QuantType,
@@ -306,7 +314,9 @@ impl Weights {
         let x = values(m * k, 9);
         let mut buffer = ActBuffer::default();
         buffer.quantize(kernels, &x, k).unwrap();
-        self.check(kernels, m, &x, &buffer);
+        let mut rounded = RoundedBuffer::default();
+        let rounded = takes_rounded(kernels, dtype, m).then(|| rounded.round(kernels, &x, k).unwrap());
+        self.check(kernels, m, &x, &buffer, rounded.as_ref());
 
         let mut out = vec![0.0f32; m * n];
         let base = out.as_mut_ptr() as usize;
@@ -319,7 +329,7 @@ impl Weights {
         let results: Vec<f64> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..options.threads)
                 .map(|thread| {
-                    let (buffer, barrier, stop) = (&buffer, &barrier, &stop);
+                    let (buffer, rounded, barrier, stop) = (&buffer, &rounded, &barrier, &stop);
                     scope.spawn(move || {
                         let mut scratch = Scratch::for_shapes(k);
                         let rows = (thread * part).min(n)..((thread + 1) * part).min(n);
@@ -338,10 +348,12 @@ impl Weights {
                                 let out = base as *mut f32;
                                 // SAFETY: each thread writes its own columns of `out`, which outlives the scope.
                                 unsafe {
-                                    if quantised {
+                                    if let Some(acts) = rounded {
+                                        kernels.matmul_on_rounded(&matrix, rows.clone(), acts, out, n, &mut scratch);
+                                    } else if quantised {
                                         kernels.matmul_q8(&matrix, rows.clone(), &buffer.rows(), out, n, &mut scratch);
                                     } else {
-                                        kernels.matmul_f32(&matrix, rows.clone(), floats, out, n, &mut scratch);
+                                        kernels.matmul_rounded(&matrix, rows.clone(), floats, out, n, &mut scratch);
                                     }
                                 }
                             }
@@ -365,7 +377,7 @@ impl Weights {
     }
 
     /// Compares some rows with the scalar kernels.
-    fn check(&self, kernels: &CpuKernels, m: usize, x: &[f32], acts: &ActBuffer) {
+    fn check(&self, kernels: &CpuKernels, m: usize, x: &[f32], acts: &ActBuffer, rounded: Option<&RoundedActs>) {
         let (dtype, k) = (self.dtype, self.k);
         let n = self.n.min(PATTERN_ROWS);
         let w = MatrixRef::new(dtype, n, k, &self.data[..n * dtype.row_bytes(k).unwrap()]).unwrap();
@@ -374,7 +386,14 @@ impl Weights {
         let (mut ours, mut reference) = (vec![0.0; m * n], vec![0.0; m * n]);
         // The scalar code on 16 rows of activations is enough, and takes a while as it is.
         let some = m.min(16);
-        if CpuKernels::matmul_q8_supported(dtype) {
+        let mut tolerance = 1e-4;
+        if let Some(acts) = rounded {
+            // Each factor is within a 512th.
+            tolerance = 4e-3;
+            // SAFETY: `ours` is [m, n].
+            unsafe { kernels.matmul_on_rounded(&w, 0..n, acts, ours.as_mut_ptr(), n, &mut scratch) };
+            scalar.matmul_f32_all(&w, &x[..some * k], some, &mut reference[..some * n], &mut scratch);
+        } else if CpuKernels::matmul_q8_supported(dtype) {
             kernels.matmul_q8_all(&w, &acts.rows(), &mut ours, &mut scratch);
             scalar.matmul_q8_all(&w, &acts.rows().rows(0..some), &mut reference[..some * n], &mut scratch);
         } else {
@@ -384,7 +403,11 @@ impl Weights {
         let scale = reference.iter().fold(0.0f32, |a, b| a.max(b.abs()));
         for (i, (ours, reference)) in ours.iter().zip(&reference[..some * n]).enumerate() {
             let error = (ours - reference).abs();
-            assert!(error <= 1e-4 * scale, "{} {dtype} M {m} [{i}]: {ours}, not {reference}", kernels.isa().name());
+            assert!(
+                error <= tolerance * scale,
+                "{} {dtype} M {m} [{i}]: {ours}, not {reference}",
+                kernels.isa().name()
+            );
         }
     }
 }

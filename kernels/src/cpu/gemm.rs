@@ -77,6 +77,11 @@ impl<'a, B: Block> Source<'a, B> {
     }
 }
 
+/// Columns of lanes are a multiple of this, which [`COL_STEP`] and the columns of a tile of AMX divide.
+pub(super) const LANE_STEP: usize = 96;
+
+const _: () = assert!(LANE_STEP.is_multiple_of(COL_STEP) && LANE_STEP.is_multiple_of(32));
+
 /// What an ISA brings.
 pub(super) trait GemmIsa {
     /// 32-bit lanes of a register.
@@ -169,7 +174,7 @@ pub(super) unsafe fn matmul_lanes<I: GemmIsa>(
     out: *mut f32,
     scratch: &mut Scratch,
 ) {
-    let num_cols = rows.len().next_multiple_of(COL_STEP);
+    let num_cols = rows.len().next_multiple_of(LANE_STEP);
     // SAFETY: the caller's promises, passed on.
     unsafe { multiply::<I>(w, rows, acts, Output::Lanes { out, num_cols }, scratch) }
 }
@@ -195,16 +200,16 @@ unsafe fn multiply<I: GemmIsa>(
 }
 
 /// Where results go.
-enum Output {
+pub(super) enum Output {
     /// `[rows][stride]`
     Rows { out: *mut f32, stride: usize },
-    /// `[blocks][num_cols][PACK_ROWS]`, where `num_cols` is a multiple of [`COL_STEP`]: as the tiles give them.
+    /// `[blocks][num_cols][PACK_ROWS]`, where `num_cols` is a multiple of [`LANE_STEP`]: as the tiles give them.
     Lanes { out: *mut f32, num_cols: usize },
 }
 
 impl Output {
     /// Of the rows from `row` on, which begins a block.
-    fn skip_rows(&self, row: usize) -> Self {
+    pub(super) fn skip_rows(&self, row: usize) -> Self {
         match *self {
             Self::Rows { out, stride } => Self::Rows { out: out.wrapping_add(row * stride), stride },
             Self::Lanes { out, num_cols } => Self::Lanes { out: out.wrapping_add(row * num_cols), num_cols },

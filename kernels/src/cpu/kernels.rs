@@ -4,10 +4,10 @@ use std::{ops::Range, sync::OnceLock};
 
 use super::{
     DECODE_ROWS, Numerics,
-    gemm::COL_STEP,
+    gemm::{LANE_STEP, Output},
     isa::{Isa, detected_features},
     matrix::{ACT_GROUP, ActRows, FloatActs, MatrixRef, SUM_GROUP, Scratch},
-    pack::PACK_ROWS,
+    pack::{PACK_ROWS, RoundedActs},
     scalar,
 };
 use crate::{
@@ -28,9 +28,20 @@ pub struct CpuKernels {
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch),
     /// Many rows on bf16 weights, with activations rounded to bf16.
     pub(super) matmul_bf16: Option<unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch)>,
+    /// Many rows on quantised weights, both rounded to bf16; `None` where integers are faster.
+    pub(super) rounded: Option<Rounding>,
     pub(super) dequantize_row: unsafe fn(QuantType, &[u8], &mut [f32]),
     /// See `pack::transpose`.
     pub(super) transpose: unsafe fn(*const u32, usize, usize, usize, *mut u32, usize),
+}
+
+/// See [`CpuKernels::rounds_many`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rounding {
+    pub(super) matmul: unsafe fn(&MatrixRef, Range<usize>, &RoundedActs, Output, &mut Scratch),
+    /// Rows from their address and stride, their number and length.
+    pub(super) round_acts: unsafe fn(*const f32, usize, usize, usize, *mut u32),
+    pub(super) round_lanes: unsafe fn(&[[f32; PACK_ROWS]; ACT_GROUP], &mut [[u32; PACK_ROWS]; ACT_GROUP / 2]),
 }
 
 impl CpuKernels {
@@ -42,7 +53,7 @@ impl CpuKernels {
 
     /// These, without rounding activations to bf16: what the exact mode uses.
     pub fn without_bf16(self) -> Self {
-        Self { matmul_bf16: None, ..self }
+        Self { matmul_bf16: None, rounded: None, ..self }
     }
 
     /// The kernels of this level; `None` if the CPU lacks it.
@@ -143,7 +154,7 @@ impl CpuKernels {
 
     /// Columns from block to block in what [`Self::matmul_q8_lanes`] gives for so many rows of weights.
     pub const fn lane_cols(num_rows: usize) -> usize {
-        num_rows.next_multiple_of(COL_STEP)
+        num_rows.next_multiple_of(LANE_STEP)
     }
 
     /// As [`Self::matmul_q8`] on packed rows, bit for bit, with the results as they come: rows of activations are lanes. `out` is
@@ -173,6 +184,99 @@ impl CpuKernels {
         );
         // SAFETY: the CPU has the ISA (type's invariant); shapes fit, and `out` holds all blocks (just asserted).
         unsafe { matmul(w, rows, acts, out.as_mut_ptr(), scratch) }
+    }
+
+    /// Whether many rows of activations for quantised weights are to be rounded to bf16, with [`Self::round_acts`] and
+    /// [`Self::matmul_on_rounded`], rather than quantised: where AMX multiplies bf16. Both factors then keep 8 significant bits.
+    pub fn rounds_many(&self) -> bool {
+        self.rounded.is_some()
+    }
+
+    /// As [`Self::matmul_q8`] with weights and activations rounded to bf16 and sums in f32. A row's result depends on nothing else.
+    ///
+    /// # Panics
+    /// If the shapes don't fit together, the type is a float, or there is no such kernel ([`Self::rounds_many`]).
+    ///
+    /// # Safety
+    /// As [`Self::matmul_q8`].
+    pub unsafe fn matmul_on_rounded(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        acts: &RoundedActs,
+        out: *mut f32,
+        out_stride: usize,
+        scratch: &mut Scratch,
+    ) {
+        let rounding = self.rounding();
+        assert_rounded_shapes(w, &rows, acts);
+        // SAFETY: the CPU has the ISA (type's invariant); shapes fit (just asserted); `out` is the caller's promise.
+        unsafe { (rounding.matmul)(w, rows, acts, Output::Rows { out, stride: out_stride }, scratch) }
+    }
+
+    /// As [`Self::matmul_on_rounded`], bit for bit, with results as [`Self::matmul_q8_lanes`] has them.
+    ///
+    /// # Panics
+    /// As there, and if `out` is too short.
+    pub fn matmul_on_rounded_lanes(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        acts: &RoundedActs,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let rounding = self.rounding();
+        assert_rounded_shapes(w, &rows, acts);
+        let num_cols = Self::lane_cols(rows.len());
+        let needed = acts.num_rows.next_multiple_of(PACK_ROWS) * num_cols;
+        assert!(out.len() >= needed, "matmul_on_rounded_lanes: out {}, not {needed}", out.len());
+        // SAFETY: the CPU has the ISA (type's invariant); shapes fit, and `out` holds all blocks (just asserted).
+        unsafe { (rounding.matmul)(w, rows, acts, Output::Lanes { out: out.as_mut_ptr(), num_cols }, scratch) }
+    }
+
+    #[expect(clippy::expect_used, reason = "documented; callers ask once, before they plan to call this")]
+    fn rounding(&self) -> &Rounding {
+        self.rounded.as_ref().expect("no kernel rounds activations here")
+    }
+
+    /// Rounds rows to bf16 and packs them from `first_lane` of a block on: `x` is `[num_rows, stride]`, of whose rows `k` elements are
+    /// taken, and `to` `[k / 2][PACK_ROWS]` of [`RoundedActs`]. Other lanes are left alone.
+    ///
+    /// # Panics
+    /// If there are more rows than the block has from `first_lane` on, `x` doesn't hold them, `k` is no multiple of 32, or there is no
+    /// such kernel ([`Self::rounds_many`]).
+    ///
+    /// # Safety
+    /// `to` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
+    pub unsafe fn round_acts(
+        &self,
+        x: &[f32],
+        stride: usize,
+        num_rows: usize,
+        k: usize,
+        first_lane: usize,
+        to: *mut u32,
+    ) {
+        assert!(
+            k.is_multiple_of(ACT_GROUP)
+                && num_rows > 0
+                && first_lane + num_rows <= PACK_ROWS
+                && (num_rows - 1) * stride + k <= x.len(),
+            "round_acts: {num_rows} rows of {k}, every {stride} of {}, from {first_lane}",
+            x.len()
+        );
+        // SAFETY: the CPU has the ISA (type's invariant); `x` holds the rows (just asserted), and the lanes are the caller's promise.
+        unsafe { (self.rounding().round_acts)(x.as_ptr(), stride, num_rows, k, to.add(first_lane)) }
+    }
+
+    /// [`Self::round_acts`] for a group of columns whose rows are lanes.
+    ///
+    /// # Panics
+    /// If there is no such kernel ([`Self::rounds_many`]).
+    pub fn round_lanes(&self, x: &[[f32; PACK_ROWS]; ACT_GROUP], to: &mut [[u32; PACK_ROWS]; ACT_GROUP / 2]) {
+        // SAFETY: the CPU has the ISA (type's invariant).
+        unsafe { (self.rounding().round_lanes)(x, to) }
     }
 
     /// As [`Self::matmul_q8`] with f32 activations and f32 arithmetic: what float weights use, and the exact mode of quantised ones.
@@ -292,6 +396,25 @@ fn assert_q8_shapes(w: &MatrixRef, rows: &Range<usize>, acts: &ActRows, scratch:
         acts.num_rows,
         acts.k,
         scratch.max_k(),
+    );
+}
+
+/// What the matmuls on rounded activations rest on. They take a fixed part of the scratch.
+fn assert_rounded_shapes(w: &MatrixRef, rows: &Range<usize>, acts: &RoundedActs) {
+    assert!(
+        CpuKernels::matmul_q8_supported(w.dtype())
+            && acts.k == w.cols()
+            && acts.k.is_multiple_of(ACT_GROUP)
+            && acts.pairs.len() == RoundedActs::len(acts.num_rows, acts.k)
+            && rows.start <= rows.end
+            && rows.end <= w.rows(),
+        "matmul_on_rounded: {} [{}, {}] rows {rows:?}, acts [{}, {}] of {} pairs",
+        w.dtype(),
+        w.rows(),
+        w.cols(),
+        acts.num_rows,
+        acts.k,
+        acts.pairs.len(),
     );
 }
 

@@ -246,7 +246,10 @@ impl Scratch {
         // The GEMMs work in fixed chunks of K. Dot products need up to four rows of f32, or for each of eight rows of activations a
         // start value for 4 elements and two factors for 16. A carved slice may lose a line.
         let dots = (4 * size_of::<f32>()).max(super::DECODE_ROWS * 2) * max_k.next_multiple_of(512);
-        let bytes = super::gemm::SCRATCH_BYTES.max(super::float::SCRATCH_BYTES).max(dots) + 16 * size_of::<Line>();
+        let gemms = super::gemm::SCRATCH_BYTES.max(super::float::SCRATCH_BYTES);
+        #[cfg(target_arch = "x86_64")]
+        let gemms = gemms.max(super::avx512::SCRATCH_BYTES);
+        let bytes = gemms.max(dots) + 16 * size_of::<Line>();
         Self { max_k, lines: Line::zeroed::<u8>(bytes) }
     }
 

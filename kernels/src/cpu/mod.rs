@@ -48,7 +48,7 @@ pub use isa::{Isa, detected_features};
 pub use kernels::CpuKernels;
 use kernels::dequantize_checked;
 pub use matrix::{ACT_GROUP, ActBuffer, ActRows, FloatActs, MatrixRef, ROW_TILE, SUM_GROUP, Scratch};
-pub use pack::{PACK_ROWS, PackedActs, PackedBlock};
+pub use pack::{PACK_ROWS, PackedActs, PackedBlock, RoundedActs, RoundedBuffer};
 
 /// Rows of activations up to which a matmul reads the weights as they lie in the file. With more, it unpacks a panel of
 /// them first.

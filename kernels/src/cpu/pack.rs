@@ -2,8 +2,10 @@
 
 use super::{
     CpuKernels,
+    lines::Lines,
     matrix::{ACT_GROUP, ActRows, SUM_GROUP},
 };
+use crate::error::{Error, Result};
 
 /// Rows of a block.
 pub const PACK_ROWS: usize = 32;
@@ -17,6 +19,62 @@ pub struct PackedActs<'a> {
     pub d: &'a [f32],
     /// `[blocks][k / 32][PACK_ROWS][2]`: the two sums of a group side by side.
     pub sums: &'a [i16],
+}
+
+/// Rows rounded to bf16, packed likewise: neighbours in K are a pair, the first in the lower half. Lanes that have no row may hold anything.
+#[derive(Debug, Clone, Copy)]
+pub struct RoundedActs<'a> {
+    /// M.
+    pub num_rows: usize,
+    /// K, a multiple of 32.
+    pub k: usize,
+    /// `[blocks][k / 2][PACK_ROWS]`
+    pub pairs: &'a [u32],
+}
+
+impl RoundedActs<'_> {
+    /// Pairs of that many rows.
+    pub fn len(num_rows: usize, k: usize) -> usize {
+        num_rows.next_multiple_of(PACK_ROWS) * (k / 2)
+    }
+
+    /// Rows `range`, which starts at a block.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start.is_multiple_of(PACK_ROWS), "rounded rows {range:?} start inside a block");
+        let pairs = &self.pairs[Self::len(range.start, self.k)..Self::len(range.end, self.k)];
+        Self { num_rows: range.len(), pairs, ..*self }
+    }
+}
+
+/// Rounded activations that own their memory: what a caller without an arena of its own uses.
+#[derive(Debug, Clone, Default)]
+pub struct RoundedBuffer {
+    pairs: Lines<u32>,
+}
+
+impl RoundedBuffer {
+    /// Rounds `x`, `[num_rows, k]`, into this buffer's memory.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `x` is not whole rows, [`Error::RowLength`] if `k` is not a multiple of 32.
+    ///
+    /// # Panics
+    /// If the kernels don't round ([`CpuKernels::rounds_many`]).
+    pub fn round(&mut self, kernels: &CpuKernels, x: &[f32], k: usize) -> Result<RoundedActs<'_>> {
+        if k == 0 || !k.is_multiple_of(ACT_GROUP) {
+            return Err(Error::RowLength { what: "activations", dtype: "bf16", block: ACT_GROUP, got: k });
+        }
+        let num_rows = x.len() / k;
+        if num_rows * k != x.len() {
+            return Err(Error::Length { what: "activations", expected: num_rows * k, got: x.len() });
+        }
+        self.pairs.resize(RoundedActs::len(num_rows, k));
+        for (x, to) in x.chunks(PACK_ROWS * k).zip(self.pairs.chunks_exact_mut(PACK_ROWS * (k / 2))) {
+            // SAFETY: a whole block, borrowed mutably.
+            unsafe { kernels.round_acts(x, k, x.len() / k, k, 0, to.as_mut_ptr()) };
+        }
+        Ok(RoundedActs { num_rows, k, pairs: &self.pairs })
+    }
 }
 
 /// A block of [`PackedActs`] to be written, or the first of some.

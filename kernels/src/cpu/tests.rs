@@ -8,6 +8,8 @@ use crate::quant::{
     with_block,
 };
 
+mod rounded;
+
 /// Kernels of every level that this CPU has. A level named in `REQUIRE_ISA` must be there.
 fn all_kernels() -> Vec<CpuKernels> {
     let required = std::env::var("REQUIRE_ISA").unwrap_or_default();
@@ -33,6 +35,11 @@ fn all_kernels() -> Vec<CpuKernels> {
     if Isa::Avx512Vnni.is_available() && !Isa::Avx512Bf16.is_available() {
         eprintln!("avx512bf16 is tested with its two instructions emulated");
         found.push(avx512::EMULATED_BF16);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx512Bf16.is_available() && !Isa::Amx.is_available() {
+        eprintln!("amx is tested with its tiles emulated");
+        found.push(avx512::EMULATED_AMX);
     }
     found
 }
@@ -546,6 +553,18 @@ fn the_check_of_amx_can_fail() {
     for wrong in [
         CpuKernels { matmul_q8: |w, rows, _, out, stride, _| clear(w, rows, out, stride), ..kernels },
         CpuKernels { matmul_bf16: Some(|w, rows, _, out, stride, _| clear(w, rows, out, stride)), ..kernels },
+        // Takes weights and activations for zeros.
+        CpuKernels {
+            rounded: Some(super::kernels::Rounding {
+                matmul: |w, rows, acts, output, _| {
+                    let gemm::Output::Rows { out, stride } = output else { return };
+                    (0..acts.num_rows).for_each(|row| clear(w, rows.clone(), out.wrapping_add(row * stride), stride));
+                },
+                round_acts: |_, _, _, _, _| {},
+                round_lanes: |_, _| {},
+            }),
+            ..kernels
+        },
     ] {
         assert!(!avx512::amx::agrees_with_scalar(&wrong).unwrap());
     }

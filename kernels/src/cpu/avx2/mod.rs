@@ -46,6 +46,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<<Maddubs as Dot>::Gemm>),
     matmul_f32: float_loops::matmul::<Avx2>,
     matmul_bf16: None,
+    rounded: None,
     dequantize_row: Avx2::dequantize_row,
     transpose: gemm::transpose,
 };

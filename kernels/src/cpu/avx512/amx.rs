@@ -1,29 +1,27 @@
 //! AMX: tiles of 16 rows of 64 bytes, and the instructions that multiply them, as assembly: Rust 1.95 has no stable intrinsics.
 //!
 //! The operand that is broadcast elsewhere is the left tile, row-major as it lies in memory; the one whose lanes are in registers
-//! elsewhere is the right tile, whose rows hold four bytes or two bf16 of 16 lanes. Nobody else's tiles are disturbed: the
+//! elsewhere is the right tile, whose rows hold two bf16 of 16 lanes. Tiles of bytes aren't used but for the ceiling
+//! (`rounded.rs` says why). Nobody else's tiles are disturbed: the
 //! registers are configured for each piece of work, and released behind it.
 
-use core::arch::{asm, x86_64::*};
+use core::arch::asm;
 use std::sync::OnceLock;
 
 use super::{
     bf16::{self, Avx512Bf16, Bf16Isa, CHUNK, PANEL},
-    dot::{Dot, Vnni},
-    gemm::{Gemm, Lanes},
+    rounded,
 };
 use crate::{
     cpu::{
         CpuKernels, Isa, Numerics,
-        gemm::{GemmIsa, Source, Unpacked},
         isa::amx_features,
-        matrix::{ACT_GROUP, ActBuffer, FloatActs, MatrixRef, SUM_GROUP, Scratch},
-        pack::PACK_ROWS,
+        matrix::{ActBuffer, FloatActs, MatrixRef, Scratch},
+        pack::{PACK_ROWS, RoundedBuffer},
         scalar,
-        tile::{self, Tile, TileLanes, lanes_of},
     },
     error::Result,
-    quant::{Block, GroupKind, QuantType},
+    quant::QuantType,
 };
 
 /// What `ldtilecfg` loads.
@@ -99,23 +97,29 @@ pub(in crate::cpu) fn agrees_with_scalar(kernels: &CpuKernels) -> Result<bool> {
     let mut scratch = Scratch::for_shapes(k);
     // Every group has a 127, so that its scale is 1.
     let x: Vec<f32> = (0..m * k).map(|i| if i % 32 == 0 { 127.0 } else { (i * 37 % 255) as f32 - 127.0 }).collect();
-    let mut acts = ActBuffer::default();
+    let (mut acts, mut rounded) = (ActBuffer::default(), RoundedBuffer::default());
     let acts = acts.quantize(kernels, &x, k)?;
     let mut agree = true;
     for (dtype, half_at) in [(QuantType::Q8_0, 0), (QuantType::Q6_K, 208)] {
         let mut weights: Vec<u8> =
             (0..dtype.checked_row_bytes("check", k)? * n).map(|i| ((i * 89) >> 3) as u8).collect();
         for block in weights.chunks_exact_mut(dtype.block_bytes()) {
-            // One. Sums of Q6_K, 256 products of at most 32 · 127 with scales up to 15, stay below 2^24.
+            // One. Weights of Q6_K, 32 · 7 at most, are bf16, and sums of 256 products with 127 stay below 2^24.
             block[half_at..half_at + 2].copy_from_slice(&[0x00, 0x3c]);
             if dtype == QuantType::Q6_K {
-                block[192..208].iter_mut().for_each(|scale| *scale &= 15);
+                block[192..208].iter_mut().for_each(|scale| *scale &= 7);
             }
         }
         let matrix = MatrixRef::new(dtype, n, k, &weights)?;
         let mut out = [vec![0.0; m * n], vec![0.0; m * n]];
         scalar::KERNELS.matmul_q8_all(&matrix, &acts, &mut out[0], &mut scratch);
-        kernels.matmul_q8_all(&matrix, &acts, &mut out[1], &mut scratch);
+        if kernels.rounds_many() {
+            let acts = rounded.round(kernels, &x, k)?;
+            // SAFETY: `out` is [m, n], borrowed mutably.
+            unsafe { kernels.matmul_on_rounded(&matrix, 0..n, &acts, out[1].as_mut_ptr(), n, &mut scratch) };
+        } else {
+            kernels.matmul_q8_all(&matrix, &acts, &mut out[1], &mut scratch);
+        }
         agree &= out[0] == out[1];
     }
     // Numbers of at most 8 significant bits are bf16.
@@ -248,162 +252,89 @@ impl Bf16Isa for AmxBf16 {
     }
 }
 
-/// What is subtracted from codes up to `max`: both factors are signed.
-fn bias(max: u8) -> u8 {
-    if max > 127 { 128 } else { 0 }
-}
+/// AMX for bf16 on packed activations: 32 columns × 32 rows in four registers of sums, or half or a quarter of that.
+pub(super) struct AmxPairs;
 
-/// Rows of weights in a tile of the 8-bit GEMM.
-const ROWS: usize = 12;
-
-/// AMX for bytes, in the 8-bit GEMM, both factors signed: a group of 12 rows of weights × 16 or 32 rows of activations at a time. Scales come in as elsewhere.
-pub(super) struct AmxInt8;
-
-impl GemmIsa for AmxInt8 {
-    const LANES: usize = 16;
-    const TILE_COLS: [usize; 2] = [ROWS, ROWS];
-
-    unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
-        // SAFETY: the caller's promises, passed on.
-        unsafe { Gemm::<Vnni>::unpack(from, to) };
-        if bias(B::MAX_CODE) != 0 {
-            to.codes.iter_mut().for_each(|code| *code ^= 128);
-        }
+impl rounded::TileIsa for AmxPairs {
+    unsafe fn begin() {
+        // SAFETY: the caller's promise.
+        unsafe { FULL.load() };
     }
 
-    unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
-        let bias = i32::from(bias(B::MAX_CODE));
-        // SAFETY: the caller's promises, passed on.
+    unsafe fn tile(tile: &rounded::Tile) {
+        /// Bytes from row to row of weights, and of activations and sums.
+        const W_STRIDE: usize = rounded::STRIDE * 2;
+        const STRIDE: usize = PACK_ROWS * 4;
+        /// Registers 0 to 3 are sums, 4 and 5 weights, 6 and 7 activations. Those of sums, each with its address; a unit's steps.
+        macro_rules! tile {
+            ($($sums:literal at $at:literal,)* { $($step:literal)* }) => {
+                asm!(
+                    $(concat!("tilezero ", $sums),)*
+                    "test {accumulate}, {accumulate}",
+                    "jz 2f",
+                    $(concat!("tileloadd ", $sums, ", [{sums} + {stride}*1 + ", $at, "]"),)*
+                    "2:",
+                    $($step,)*
+                    "add {weights}, 64",
+                    "add {pairs}, {pairs_step}",
+                    "dec {units}",
+                    "jnz 2b",
+                    $(concat!("tilestored [{sums} + {stride}*1 + ", $at, "], ", $sums),)*
+                    "/* {half} */",
+                    weights = inout(reg) tile.weights => _,
+                    pairs = inout(reg) tile.pairs => _,
+                    units = inout(reg) tile.num_units => _,
+                    sums = in(reg) tile.sums,
+                    accumulate = in(reg) usize::from(tile.accumulate),
+                    w_stride = in(reg) W_STRIDE,
+                    stride = in(reg) STRIDE,
+                    half = const 16 * W_STRIDE,
+                    pairs_step = const 16 * STRIDE,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            };
+        }
+        const { assert!(16 * STRIDE == 2048) };
+        // SAFETY: the tile's shapes: 16 columns and 16 lanes of a unit a register, and as many sums. Registers are configured.
         unsafe {
-            match (B::KIND, B::GROUP) {
-                (GroupKind::Offset(offset), ACT_GROUP) => {
-                    Vnni::prepare_aux::<ACT_GROUP, false>(i32::from(offset) - bias, sums, d, num_groups, aux);
-                }
-                (GroupKind::Offset(offset), _) => {
-                    Vnni::prepare_aux::<SUM_GROUP, false>(i32::from(offset) - bias, sums, d, num_groups, aux);
-                }
-                (GroupKind::Min, ACT_GROUP) => Vnni::prepare_aux::<ACT_GROUP, true>(0, sums, d, num_groups, aux),
-                (GroupKind::Min, _) => Vnni::prepare_aux::<SUM_GROUP, true>(0, sums, d, num_groups, aux),
+            match tile.registers {
+                [1, 1] => tile!("tmm0" at "0", {
+                    "tileloadd tmm6, [{pairs} + {stride}*1]"
+                    "tileloaddt1 tmm4, [{weights} + {w_stride}*1]"
+                    "tdpbf16ps tmm0, tmm4, tmm6"
+                }),
+                [1, _] => tile!("tmm0" at "0", "tmm1" at "64", {
+                    "tileloadd tmm6, [{pairs} + {stride}*1]"
+                    "tileloaddt1 tmm4, [{weights} + {w_stride}*1]"
+                    "tdpbf16ps tmm0, tmm4, tmm6"
+                    "tileloadd tmm7, [{pairs} + {stride}*1 + 64]"
+                    "tdpbf16ps tmm1, tmm4, tmm7"
+                }),
+                [_, 1] => tile!("tmm0" at "0", "tmm2" at "2048", {
+                    "tileloadd tmm6, [{pairs} + {stride}*1]"
+                    "tileloaddt1 tmm4, [{weights} + {w_stride}*1]"
+                    "tdpbf16ps tmm0, tmm4, tmm6"
+                    "tileloaddt1 tmm5, [{weights} + {w_stride}*1 + {half}]"
+                    "tdpbf16ps tmm2, tmm5, tmm6"
+                }),
+                _ => tile!("tmm0" at "0", "tmm1" at "64", "tmm2" at "2048", "tmm3" at "2112", {
+                    "tileloadd tmm6, [{pairs} + {stride}*1]"
+                    "tileloaddt1 tmm4, [{weights} + {w_stride}*1]"
+                    "tdpbf16ps tmm0, tmm4, tmm6"
+                    "tileloadd tmm7, [{pairs} + {stride}*1 + 64]"
+                    "tdpbf16ps tmm1, tmm4, tmm7"
+                    "tileloaddt1 tmm5, [{weights} + {w_stride}*1 + {half}]"
+                    "tdpbf16ps tmm2, tmm5, tmm6"
+                    "tdpbf16ps tmm3, tmm5, tmm7"
+                }),
             }
         }
     }
 
-    unsafe fn transpose(
-        rows: *const u32,
-        stride: usize,
-        num_rows: usize,
-        num_units: usize,
-        to: *mut u32,
-        to_stride: usize,
-    ) {
-        // SAFETY: the caller's promises, passed on.
-        unsafe { Gemm::<Vnni>::transpose(rows, stride, num_rows, num_units, to, to_stride) }
-    }
-
-    #[inline(always)]
-    fn prefetch(address: *const u8) {
-        Gemm::<Vnni>::prefetch(address);
-    }
-
-    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
-        // SAFETY: the caller's promises, passed on.
-        unsafe {
-            match (B::KIND, B::GROUP) {
-                (GroupKind::Offset(_), ACT_GROUP) => by_registers::<ACT_GROUP, false>(tile, registers),
-                (GroupKind::Offset(_), _) => by_registers::<SUM_GROUP, false>(tile, registers),
-                (GroupKind::Min, ACT_GROUP) => by_registers::<ACT_GROUP, true>(tile, registers),
-                (GroupKind::Min, _) => by_registers::<SUM_GROUP, true>(tile, registers),
-            }
-        }
-    }
-}
-
-unsafe fn by_registers<const GROUP: usize, const MIN: bool>(tile: &Tile, registers: usize) {
-    // SAFETY: the caller's promises, passed on. Registers: codes, activations, sums; GROUP is 16 or 32.
-    unsafe {
-        let config = const {
-            let (sums, x) = ((ROWS as u8, 64), (GROUP as u8 / 4, 64));
-            Config::new([(ROWS as u8, GROUP as u16), x, sums, x, sums])
-        };
-        config.load();
-        match registers {
-            1 => compute::<GROUP, MIN, 1>(tile),
-            _ => compute::<GROUP, MIN, 2>(tile),
-        }
-        release();
-    }
-}
-
-/// [`tile::compute`] with groups multiplied by AMX.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn compute<const GROUP: usize, const MIN: bool, const R: usize>(tile: &Tile) {
-    // SAFETY: the caller's promises, passed on.
-    unsafe { tile::compute::<AmxLanes, GROUP, MIN, 255, R, ROWS>(tile) }
-}
-
-/// Sixteen lanes of AVX-512, with dot products by AMX.
-struct AmxLanes;
-
-impl TileLanes for AmxLanes {
-    lanes_of!(Lanes<Vnni>);
-
-    fn bias(max: u8) -> u8 {
-        bias(max)
-    }
-
-    #[inline(always)]
-    unsafe fn dots<const GROUP: usize, const MAX: u8, const R: usize, const N: usize>(
-        start: [__m512i; R],
-        codes: *const u8,
-        stride: usize,
-        q: *const i8,
-    ) -> [[__m512i; R]; N] {
-        const { assert!(N == ROWS && (R == 1 || R == 2)) };
-        let mut sums = [[[0; 16]; ROWS]; R];
-        // SAFETY: `GROUP` codes of each of 12 rows, as many elements of R registers of activation rows, and R · 12 rows of 16 sums;
-        // registers are configured for these shapes.
-        unsafe {
-            macro_rules! multiply {
-                ($($instruction:literal)*) => {
-                    asm!(
-                        "tileloadd tmm0, [{codes} + {stride}*1]",
-                        "tilezero tmm2",
-                        "tileloadd tmm1, [{q} + {q_stride}*1]",
-                        "tdpbssd tmm2, tmm0, tmm1",
-                        "tilestored [{sums} + {sums_stride}*1], tmm2",
-                        $($instruction,)*
-                        codes = in(reg) codes,
-                        stride = in(reg) stride,
-                        q = in(reg) q,
-                        q_stride = in(reg) PACK_ROWS * 4,
-                        sums = in(reg) sums.as_mut_ptr(),
-                        sums_stride = in(reg) 64_usize,
-                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
-                        options(nostack, preserves_flags),
-                    )
-                };
-            }
-            if R == 1 {
-                multiply!();
-            } else {
-                multiply!(
-                    "tilezero tmm4"
-                    "tileloadd tmm3, [{q} + {q_stride}*1 + 64]"
-                    "tdpbssd tmm4, tmm0, tmm3"
-                    "tilestored [{sums} + {sums_stride}*1 + 768], tmm4"
-                );
-            }
-        }
-        const { assert!(ROWS * 64 == 768) };
-        let mut dots = [start; N];
-        for n in 0..N {
-            for r in 0..R {
-                // SAFETY: 16 sums.
-                unsafe {
-                    dots[n][r] = _mm512_add_epi32(dots[n][r], Lanes::<Vnni>::load_int(sums[r][n].as_ptr()));
-                }
-            }
-        }
-        dots
+    unsafe fn end() {
+        // SAFETY: the caller's promise.
+        unsafe { release() };
     }
 }

@@ -64,8 +64,7 @@ impl<D: Dot> GemmIsa for Gemm<D> {
 
     #[inline(always)]
     fn prefetch(address: *const u8) {
-        // SAFETY: a prefetch doesn't fault, and every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+        prefetch(address);
     }
 
     unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
@@ -79,6 +78,13 @@ impl<D: Dot> GemmIsa for Gemm<D> {
             }
         }
     }
+}
+
+/// See [`GemmIsa::prefetch`].
+#[inline(always)]
+pub(super) fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch doesn't fault, and every x86-64 has it.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
 }
 
 unsafe fn by_registers<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile, registers: usize) {
@@ -303,7 +309,7 @@ pub(super) unsafe fn transpose(
 /// Transposes 16 × 16 units.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 #[inline]
-fn transpose_16(x: &mut [__m512i; 16]) {
+pub(super) fn transpose_16(x: &mut [__m512i; 16]) {
     // 2 × 2 and 4 × 4 squares inside each quarter of 128 bits, then the quarters.
     for i in (0..16).step_by(4) {
         let (a, b) = (_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i], x[i + 1]));

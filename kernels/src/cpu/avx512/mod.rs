@@ -8,7 +8,8 @@
 //! | `gemm.rs` | many rows: unpacking, registers and transpose of the GEMM |
 //! | `float.rs` | f32 dot products and tiles |
 //! | `bf16.rs` | many rows on bfloat16 weights |
-//! | `amx.rs` | AMX: tiles of both GEMMs, permission and check |
+//! | `rounded.rs` | many rows on quantised weights, both as bfloat16 |
+//! | `amx.rs` | AMX: tiles of the two, permission and check |
 //! | `act.rs` | quantisation of activations |
 
 #![allow(
@@ -24,6 +25,7 @@ mod dot;
 mod float;
 mod formats;
 mod gemm;
+mod rounded;
 
 use dot::{Dot, Emulated, Vnni};
 use gemm::Gemm;
@@ -32,6 +34,7 @@ use super::{
     CpuKernels, Isa, float as float_loops,
     float::FloatIsa,
     gemm::{self as gemm_loops, GemmIsa},
+    kernels::Rounding,
     matrix::{ActRows, MatrixRef, Scratch},
 };
 
@@ -41,11 +44,22 @@ pub(super) struct Avx512;
 /// The table for CPUs with AMX.
 pub(super) const AMX: CpuKernels = CpuKernels {
     isa: Isa::Amx,
-    matmul_q8: matmul_q8::<Vnni, amx::AmxInt8>,
-    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<amx::AmxInt8>),
     matmul_bf16: Some(bf16::matmul::<amx::AmxBf16>),
+    rounded: Some(rounding::<amx::AmxPairs>()),
     ..VNNI
 };
+
+/// [`AMX`] for CPUs without it, but with BF16.
+#[cfg(test)]
+pub(super) const EMULATED_AMX: CpuKernels =
+    CpuKernels { isa: Isa::Amx, rounded: Some(rounding::<rounded::Emulated>()), ..BF16 };
+
+const fn rounding<I: rounded::TileIsa>() -> Rounding {
+    Rounding { matmul: rounded::matmul::<I>, round_acts: rounded::round_acts, round_lanes: rounded::round_lanes }
+}
+
+/// Scratch of the kernels here that take more than those of all ISAs.
+pub(super) const SCRATCH_BYTES: usize = rounded::SCRATCH_BYTES;
 
 /// The table for CPUs with VNNI and BF16.
 pub(super) const BF16: CpuKernels =
@@ -71,6 +85,7 @@ pub(super) const BASE: CpuKernels = CpuKernels {
     matmul_q8: matmul_q8::<Emulated, Gemm<Emulated>>,
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<Gemm<Emulated>>),
     matmul_bf16: None,
+    rounded: None,
     matmul_f32: float_loops::matmul::<Avx512>,
     dequantize_row: Avx512::dequantize_row,
     transpose: gemm::transpose,

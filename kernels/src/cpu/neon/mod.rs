@@ -44,6 +44,7 @@ pub(super) const BASE: CpuKernels = CpuKernels {
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<gemm::Gemm<Widening>>),
     matmul_f32: float_loops::matmul::<Neon>,
     matmul_bf16: None,
+    rounded: None,
     dequantize_row: Neon::dequantize_row,
     transpose: gemm::transpose,
 };

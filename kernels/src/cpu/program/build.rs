@@ -4,7 +4,7 @@ use super::attend::{CUT_ROWS, MAX_PARTS};
 use super::*;
 use crate::cpu::attention::TileScratch;
 use crate::cpu::team::{MAX_PIECE_CALLS, MAX_PIECES};
-use crate::cpu::{ACT_GROUP, PACK_ROWS, PackedActs, SUM_GROUP};
+use crate::cpu::{ACT_GROUP, PACK_ROWS, PackedActs, RoundedActs, SUM_GROUP};
 use crate::program::builder::CacheShape;
 use crate::program::input::InputCheck;
 use crate::program::instr::Access;
@@ -39,13 +39,18 @@ impl Program {
         let act_rows = size.max_tokens.max(size.max_outputs);
         let (mut q_len, mut d_len, mut sums_len) = (0, 0, 0);
         let (mut packed_q_len, mut packed_d_len, mut packed_sums_len) = (0, 0, 0);
+        let mut pairs_len = 0;
         let acts = builder
             .acts
             .iter()
             .map(|&k| {
                 let (packed_q, packed_d, packed_sums) = (packed_q_len, packed_d_len, packed_sums_len);
-                let slot = ActSlot { k, q: q_len, d: d_len, sums: sums_len, packed_q, packed_d, packed_sums };
-                let [q, d, sums] = PackedActs::lengths(act_rows, k);
+                let (d, sums, pairs) = (d_len, sums_len, pairs_len);
+                let slot = ActSlot { k, q: q_len, d, sums, packed_q, packed_d, packed_sums, pairs };
+                // Many rows go into one kind of them.
+                let (quantized, rounded) = if kernels.rounds_many() { (0, act_rows) } else { (act_rows, 0) };
+                let [q, d, sums] = PackedActs::lengths(quantized, k);
+                pairs_len += RoundedActs::len(rounded, k);
                 packed_q_len = (packed_q_len + q).next_multiple_of(64);
                 packed_d_len = (packed_d_len + d).next_multiple_of(16);
                 packed_sums_len = (packed_sums_len + sums).next_multiple_of(32);
@@ -105,6 +110,7 @@ impl Program {
             packed_q: Region::zeroed(packed_q_len),
             packed_d: Region::zeroed(packed_d_len),
             packed_sums: Region::zeroed(packed_sums_len),
+            pairs: Region::zeroed(pairs_len),
             packed_floats: Region::zeroed(act_rows.next_multiple_of(PACK_ROWS) * packed_width),
             kv: Region::zeroed(kv_bytes),
             parts: Region::zeroed(parts_len),

@@ -6,7 +6,7 @@ use super::ops::Run;
 use super::{ActId, Span};
 use crate::cpu::gemm::SLAB_ROWS;
 use crate::cpu::vector::QuantizedLanes;
-use crate::cpu::{ACT_GROUP, ActRows, CpuKernels, PACK_ROWS, ROW_TILE};
+use crate::cpu::{ACT_GROUP, ActRows, CpuKernels, PACK_ROWS, ROW_TILE, RoundedActs};
 use crate::program::instr::{Instr, MatMulThen, MatMulX};
 
 /// Columns of gate and up that are computed together: two f32 strips of as many rows as a slab has take 384 KiB.
@@ -18,6 +18,21 @@ pub(super) const LANES_LEN: usize = 2 * STRIP;
 
 const _: () = assert!(COLUMNS.is_multiple_of(ROW_TILE) && CpuKernels::lane_cols(COLUMNS) == COLUMNS);
 const _: () = assert!(ROW_TILE.is_multiple_of(ACT_GROUP));
+
+/// Rows as the matmuls of many take them here.
+enum Acts<'a> {
+    Quantized(ActRows<'a>),
+    Rounded(RoundedActs<'a>),
+}
+
+impl Acts<'_> {
+    fn rows(&self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::Quantized(acts) => Self::Quantized(acts.rows(range)),
+            Self::Rounded(acts) => Self::Rounded(acts.rows(range)),
+        }
+    }
+}
 
 impl Run<'_> {
     /// The matmul of gate and up, `instr`, with its result quantised to `act`; few rows as [`Self::execute`] does them.
@@ -35,8 +50,14 @@ impl Run<'_> {
             return;
         }
         let (x, to) = (&self.code.acts[x.0], &self.code.acts[act.0]);
-        // SAFETY: quantised rows are complete since the last barrier.
-        let acts = unsafe { ActRows { packed: Some(self.packed_acts(x, num_rows)), ..self.acts(x, 0..num_rows) } };
+        // SAFETY: quantised or rounded rows are complete since the last barrier.
+        let acts = unsafe {
+            if self.code.kernels.rounds_many() {
+                Acts::Rounded(self.rounded_acts(x, num_rows))
+            } else {
+                Acts::Quantized(ActRows { packed: Some(self.packed_acts(x, num_rows)), ..self.acts(x, 0..num_rows) })
+            }
+        };
         let matrices = [self.matrix(gate.weight), self.matrix(up.weight)];
         let num_tiles = gate.out.width.div_ceil(ROW_TILE);
         let piece_tiles = self.piece_tiles(num_tiles, num_rows, gate);
@@ -45,31 +66,41 @@ impl Run<'_> {
         worker.pieces(num_tiles.div_ceil(piece_tiles), |piece| {
             let end = ((piece + 1) * piece_tiles * ROW_TILE).min(gate.out.width);
             for slab in (0..num_rows).step_by(SLAB_ROWS) {
-                let acts = acts.rows(slab..num_rows.min(slab + SLAB_ROWS));
+                let slab_end = num_rows.min(slab + SLAB_ROWS);
+                let acts = acts.rows(slab..slab_end);
                 for first in (piece * piece_tiles * ROW_TILE..end).step_by(COLUMNS) {
                     let columns = first..end.min(first + COLUMNS);
                     for (matrix, out) in matrices.iter().zip([&mut *gates, &mut *ups]) {
                         let scratch = &mut self.scratch.matmul;
-                        self.code.kernels.matmul_q8_lanes(matrix, columns.clone(), &acts, out, scratch);
+                        let (columns, kernels) = (columns.clone(), &self.code.kernels);
+                        match &acts {
+                            Acts::Quantized(acts) => kernels.matmul_q8_lanes(matrix, columns, acts, out, scratch),
+                            Acts::Rounded(acts) => kernels.matmul_on_rounded_lanes(matrix, columns, acts, out, scratch),
+                        }
                     }
                     let strip_len = CpuKernels::lane_cols(columns.len()) * PACK_ROWS;
                     let strips = gates.chunks_exact_mut(strip_len).zip(ups.chunks_exact(strip_len));
-                    for (block, (gate, up)) in (slab..slab + acts.num_rows).step_by(PACK_ROWS).zip(strips) {
+                    for (block, (gate, up)) in (slab..slab_end).step_by(PACK_ROWS).zip(strips) {
                         let len = columns.len() * PACK_ROWS;
                         self.code.vectors.glu(*glu, &mut gate[..len], &up[..len]);
                         let groups = gate[..len].as_chunks::<PACK_ROWS>().0.as_chunks::<ACT_GROUP>().0;
                         for (at, group) in columns.clone().step_by(ACT_GROUP).zip(groups) {
-                            let to = self.packed_block(to, block);
-                            // SAFETY: these columns are this piece's alone, here and in what is quantised: the block has K columns, of
-                            // which `at` is the first of a whole group.
-                            let to = unsafe {
-                                QuantizedLanes {
+                            // SAFETY: these columns are this piece's alone, here and in what is quantised or rounded: the block has K
+                            // columns, of which `at` is the first of a whole group.
+                            unsafe {
+                                if matches!(acts, Acts::Rounded(_)) {
+                                    let to = self.rounded_block(to, block).add(at / 2 * PACK_ROWS);
+                                    self.code.kernels.round_lanes(group, &mut *to.cast());
+                                    continue;
+                                }
+                                let to = self.packed_block(to, block);
+                                let to = QuantizedLanes {
                                     q: &mut *to.q.add(at * PACK_ROWS).cast(),
                                     d: &mut *to.d.add(at / ACT_GROUP * PACK_ROWS).cast(),
                                     sums: &mut *to.sums.add(at / ACT_GROUP * PACK_ROWS * 2).cast(),
-                                }
-                            };
-                            self.code.vectors.quantize_lanes(group, to);
+                                };
+                                self.code.vectors.quantize_lanes(group, to);
+                            }
                         }
                     }
                 }

@@ -103,6 +103,8 @@ struct ActSlot {
     packed_q: usize,
     packed_d: usize,
     packed_sums: usize,
+    /// Offset of the rounded rows in their arena.
+    pairs: usize,
 }
 
 struct CacheSlot {
@@ -127,6 +129,8 @@ struct Memory {
     packed_q: Region<i8>,
     packed_d: Region<f32>,
     packed_sums: Region<i16>,
+    /// Instead of those, where many rows are rounded.
+    pairs: Region<u32>,
     /// f32 rows of one matmul, packed, in steps of many rows.
     packed_floats: Region<f32>,
     kv: Region<u8>,

@@ -8,7 +8,7 @@ use crate::cpu::team::Worker;
 use crate::cpu::vector::{NormRow, rope_head};
 use crate::cpu::{
     ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, PackedBlock, ROW_TILE,
-    SUM_GROUP,
+    RoundedActs, SUM_GROUP,
 };
 use crate::program::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
 
@@ -201,12 +201,25 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Quantises this worker's rows and, where there are many, packs them.
+    /// Quantises this worker's rows and, where there are many, packs them; or rounds those.
     ///
     /// # Safety
     /// As [`Self::execute`].
     pub(super) unsafe fn quantize(&mut self, x: &Span, slot: &ActSlot) {
         let rows = self.my_rows(x);
+        let are_many = self.are_many(self.num_rows(self.code.buffers[x.buf.0].rows));
+        if are_many && self.code.kernels.rounds_many() {
+            for rows in by_block(rows) {
+                let lane = rows.start % PACK_ROWS;
+                let to = self.rounded_block(slot, rows.start - lane);
+                // SAFETY: own rows; their lanes of the block are this worker's too. The arena holds whole blocks.
+                unsafe {
+                    let (from, stride) = self.float_rows(x, rows.clone());
+                    self.code.kernels.round_acts(from, stride, rows.len(), slot.k, lane, to);
+                }
+            }
+            return;
+        }
         for row in rows.clone() {
             let [q, d, sums] = slot.rows(row..row + 1);
             // SAFETY: own row, here and there.
@@ -219,7 +232,7 @@ impl<'a> Run<'a> {
                 );
             }
         }
-        if !self.are_many(self.num_rows(self.code.buffers[x.buf.0].rows)) {
+        if !are_many {
             return;
         }
         for rows in by_block(rows) {
@@ -238,6 +251,11 @@ impl<'a> Run<'a> {
             d: self.memory.packed_d.at(slot.packed_d + d),
             sums: self.memory.packed_sums.at(slot.packed_sums + sums),
         }
+    }
+
+    /// As [`Self::packed_block`], of rounded rows.
+    pub(super) fn rounded_block(&self, slot: &ActSlot, first: usize) -> *mut u32 {
+        self.memory.pairs.at(slot.pairs + RoundedActs::len(first, slot.k))
     }
 
     /// Packs this worker's f32 rows, where there are so many that a matmul takes them packed.
@@ -306,6 +324,16 @@ impl<'a> Run<'a> {
                 sums: self.memory.packed_sums.slice(slot.packed_sums..slot.packed_sums + sums),
             }
         }
+    }
+
+    /// The first rows, rounded.
+    ///
+    /// # Safety
+    /// Nobody writes to those rows while the result lives.
+    pub(super) unsafe fn rounded_acts(&self, slot: &ActSlot, num_rows: usize) -> RoundedActs<'a> {
+        let range = slot.pairs..slot.pairs + RoundedActs::len(num_rows, slot.k);
+        // SAFETY: forwarded.
+        RoundedActs { num_rows, k: slot.k, pairs: unsafe { self.memory.pairs.slice(range) } }
     }
 
     /// # Safety
@@ -394,13 +422,21 @@ impl<'a> Run<'a> {
         match x {
             MatMulX::Act(act) => {
                 let slot_x = &self.code.acts[act.0];
+                let are_many = self.are_many(num_rows);
                 // SAFETY: quantised rows are complete since the last barrier; `out` addresses `[num_rows, columns]` of the
                 // buffer, in bounds by the builder's checks, exclusive by contract.
                 unsafe {
-                    let packed = self.are_many(num_rows).then(|| self.packed_acts(slot_x, num_rows));
-                    let acts = ActRows { packed, ..self.acts(slot_x, 0..num_rows) };
-                    let scratch = &mut self.scratch.matmul;
-                    self.code.kernels.matmul_q8(&weight, columns.clone(), &acts, out, slot.width, scratch);
+                    let (columns, kernels) = (columns.clone(), &self.code.kernels);
+                    if are_many && kernels.rounds_many() {
+                        let acts = self.rounded_acts(slot_x, num_rows);
+                        let scratch = &mut self.scratch.matmul;
+                        kernels.matmul_on_rounded(&weight, columns, &acts, out, slot.width, scratch);
+                    } else {
+                        let packed = are_many.then(|| self.packed_acts(slot_x, num_rows));
+                        let acts = ActRows { packed, ..self.acts(slot_x, 0..num_rows) };
+                        let scratch = &mut self.scratch.matmul;
+                        kernels.matmul_q8(&weight, columns, &acts, out, slot.width, scratch);
+                    }
                 }
             }
             MatMulX::Float(span) => {

@@ -17,6 +17,7 @@ pub(super) const KERNELS: CpuKernels = CpuKernels {
     matmul_q8_lanes: None,
     matmul_f32,
     matmul_bf16: None,
+    rounded: None,
     dequantize_row,
     transpose,
 };
