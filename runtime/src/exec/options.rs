@@ -126,7 +126,8 @@ impl From<Device> for GpuOptions {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
     /// On quantised weights activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible. Many
-    /// rows on bf16 weights are rounded to bf16 where the CPU multiplies that.
+    /// rows on bf16 weights are rounded to bf16 where the CPU multiplies that; with AMX many rows on quantised weights too, and so are
+    /// those weights.
     #[default]
     Q8,
     /// f32 activations on the exact values of the weights: slower.

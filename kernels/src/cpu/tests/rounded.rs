@@ -146,3 +146,25 @@ fn rows_and_lanes_are_rounded_alike() {
         }
     }
 }
+
+/// What the README says of rounding: it is closer to the exact product than activations in 8 bits.
+#[test]
+fn rounding_errs_less_than_8_bits() {
+    for kernels in rounding_kernels() {
+        for dtype in [QuantType::Q4_0, QuantType::Q4_K, QuantType::Q6_K, QuantType::Q8_0] {
+            let case = Case::new(dtype, 20, 64, 1024, 11);
+            let (mut exact, mut scratch) = (vec![0.0; 20 * 64], Scratch::for_shapes(case.k));
+            kernels.matmul_f32_all(&case.matrix(), &case.x, 20, &mut exact, &mut scratch);
+            let error = |out: &[f32]| -> f64 {
+                out.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+            };
+            let rounded = error(&product(&kernels, &case, 0..64, 64));
+            let (mut buffer, mut out) = (ActBuffer::default(), vec![0.0; 20 * 64]);
+            let acts = buffer.quantize(&kernels, &case.x, case.k).unwrap();
+            kernels.matmul_q8_all(&case.matrix(), &acts, &mut out, &mut scratch);
+            let (quantized, all) = (error(&out), error(&[0.0; 20 * 64]));
+            println!("{dtype}: {:.5} rounded, {:.5} in 8 bits", rounded / all, quantized / all);
+            assert!(rounded < quantized, "{dtype}: {rounded}, {quantized} in 8 bits");
+        }
+    }
+}
