@@ -541,43 +541,6 @@ fn matmul_rounded_is_exact_on_rounded_activations() {
     }
 }
 
-/// What AMX must pass before it is used: other tables do, and one that multiplies wrongly doesn't.
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_check_of_amx_can_fail() {
-    let Some(kernels) = CpuKernels::for_isa(Isa::Avx512Vnni) else {
-        eprintln!("SKIP avx512vnni: this CPU lacks it");
-        return;
-    };
-    assert!(avx512::amx::agrees_with_scalar(&kernels).unwrap());
-    for wrong in [
-        CpuKernels { matmul_q8: |w, rows, _, out, stride, _| clear(w, rows, out, stride), ..kernels },
-        CpuKernels { matmul_bf16: Some(|w, rows, _, out, stride, _| clear(w, rows, out, stride)), ..kernels },
-        // Takes weights and activations for zeros.
-        CpuKernels {
-            rounded: Some(super::kernels::Rounding {
-                matmul: |w, rows, acts, output, _| {
-                    let gemm::Output::Rows { out, stride } = output else { return };
-                    (0..acts.num_rows).for_each(|row| clear(w, rows.clone(), out.wrapping_add(row * stride), stride));
-                },
-                round_acts: |_, _, _, _, _| {},
-                round_lanes: |_, _| {},
-            }),
-            ..kernels
-        },
-    ] {
-        assert!(!avx512::amx::agrees_with_scalar(&wrong).unwrap());
-    }
-
-    /// Only the first row, and that as zeros.
-    fn clear(_: &MatrixRef, rows: std::ops::Range<usize>, out: *mut f32, _: usize) {
-        for n in rows {
-            // SAFETY: the caller's output.
-            unsafe { out.add(n).write(0.0) };
-        }
-    }
-}
-
 #[test]
 fn what_is_not_finite_is_not_hidden() {
     for kernels in all_kernels() {

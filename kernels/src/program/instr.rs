@@ -274,10 +274,13 @@ impl Access {
     /// Packing rows of `x` for a matmul: row by row, as they were written.
     pub(crate) fn of_packing(x: &Span, rows: Rows) -> Vec<Self> {
         let division = Division::ByRow(rows);
-        vec![
-            Self { resource: Resource::Columns(x.whole_rows()), writes: false, division },
-            Self { resource: Resource::PackedFloats, writes: true, division },
-        ]
+        vec![Self::of_rows(x, rows), Self { resource: Resource::PackedFloats, writes: true, division }]
+    }
+
+    /// Reading rows of `x` as one slice, with the columns between them: row by row, as they were written.
+    pub(crate) fn of_rows(x: &Span, rows: Rows) -> Self {
+        let division = Division::ByRow(rows);
+        Self { resource: Resource::Columns(x.whole_rows()), writes: false, division }
     }
 
     /// A matmul's reading of packed rows.

@@ -118,7 +118,7 @@ impl Program {
             scratch,
             check: InputCheck::new(&builder, &size),
         };
-        let instrs = place_barriers(&builder, packs, &pairs);
+        let instrs = place_barriers(&builder, packs, kernels.rounds_many(), &pairs);
         let code = Code {
             vectors: VectorKernels::for_isa(kernels.isa()),
             kernels,
@@ -185,7 +185,12 @@ fn quantized_pairs(builder: &ProgramBuilder, output: Option<Span>) -> Vec<usize>
 
 /// The steps, with what is to be packed before its instruction. The team meets before each that touches what another worker may
 /// still be at since the last barrier.
-fn place_barriers(builder: &ProgramBuilder, packs: impl Fn(&Instr) -> Option<Span>, pairs: &[usize]) -> Vec<Step> {
+fn place_barriers(
+    builder: &ProgramBuilder,
+    packs: impl Fn(&Instr) -> Option<Span>,
+    rounds: bool,
+    pairs: &[usize],
+) -> Vec<Step> {
     let mut since: Vec<Access> = Vec::new();
     let mut steps = Vec::new();
     let mut place = |work: Work, accesses: Vec<Access>| {
@@ -202,6 +207,9 @@ fn place_barriers(builder: &ProgramBuilder, packs: impl Fn(&Instr) -> Option<Spa
         if let Some(x) = packs(instr) {
             place(Work::PackFloats(x), Access::of_packing(&x, rows_of(x.buf)));
             accesses.push(Access::of_packed());
+        }
+        if let (Instr::Quantize { x, .. }, true) = (instr, rounds) {
+            accesses.push(Access::of_rows(x, rows_of(x.buf)));
         }
         let is_second = at.checked_sub(1).is_some_and(|before| pairs.contains(&before));
         let work = match (instr, builder.instrs.get(at + 1)) {

@@ -168,3 +168,59 @@ fn rounding_errs_less_than_8_bits() {
         }
     }
 }
+
+/// What AMX must pass before it is used: other tables do, and one that multiplies wrongly doesn't.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_check_of_amx_can_fail() {
+    let Some(kernels) = CpuKernels::for_isa(Isa::Avx512Vnni) else {
+        eprintln!("SKIP avx512vnni: this CPU lacks it");
+        return;
+    };
+    assert!(avx512::amx::agrees_with_scalar(&kernels).unwrap());
+    for wrong in [
+        CpuKernels { matmul_q8: |w, rows, _, out, stride, _| clear(w, rows, out, stride), ..kernels },
+        CpuKernels { matmul_bf16: Some(|w, rows, _, out, stride, _| clear(w, rows, out, stride)), ..kernels },
+        // Takes weights and activations for zeros.
+        CpuKernels {
+            rounded: Some(crate::cpu::kernels::Rounding {
+                matmul: |w, rows, acts, output, _| {
+                    let gemm::Output::Rows { out, stride } = output else { return };
+                    (0..acts.num_rows).for_each(|row| clear(w, rows.clone(), out.wrapping_add(row * stride), stride));
+                },
+                round_acts: |_, _, _, _, _| {},
+                round_lanes: |_, _| {},
+            }),
+            ..kernels
+        },
+    ] {
+        assert!(!avx512::amx::agrees_with_scalar(&wrong).unwrap());
+    }
+
+    /// Only the first row, and that as zeros.
+    fn clear(_: &MatrixRef, rows: std::ops::Range<usize>, out: *mut f32, _: usize) {
+        for n in rows {
+            // SAFETY: the caller's output.
+            unsafe { out.add(n).write(0.0) };
+        }
+    }
+}
+
+#[test]
+fn rounded_shapes_that_do_not_fit_are_refused() {
+    for kernels in rounding_kernels() {
+        assert!(RoundedBuffer::default().round(&kernels, &[0.0; 33], 33).is_err());
+        assert!(RoundedBuffer::default().round(&kernels, &[0.0; 33], 32).is_err());
+        let case = Case::new(QuantType::Q4_0, 9, 4, 64, 1);
+        let mut buffer = RoundedBuffer::default();
+        let acts = buffer.round(&kernels, &case.x, case.k).unwrap();
+        let (mut lanes, mut scratch) = (vec![0.0; PACK_ROWS * CpuKernels::lane_cols(4)], Scratch::for_shapes(case.k));
+        let short = RoundedActs { pairs: &acts.pairs[1..], ..acts };
+        for (acts, rows, len) in [(acts, 0..5, lanes.len()), (short, 0..4, lanes.len()), (acts, 0..4, 1)] {
+            let call = std::panic::AssertUnwindSafe(|| {
+                kernels.matmul_on_rounded_lanes(&case.matrix(), rows, &acts, &mut lanes[..len], &mut scratch);
+            });
+            assert!(std::panic::catch_unwind(call).is_err());
+        }
+    }
+}
