@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{
     ahead::Ahead,
-    matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
+    matrix::{ACT_GROUP, ActRows, Carve, MatrixRef, SUM_GROUP, Scratch},
     pack::PACK_ROWS,
     scalar::unreachable_float,
     tile::Tile,
@@ -56,6 +56,13 @@ pub(super) struct Source<'a, B> {
 }
 
 impl<'a, B: Block> Source<'a, B> {
+    /// Elements `elements`, whole blocks, of rows `rows` of the weights.
+    pub(super) fn new(w: &MatrixRef<'a>, rows: &Range<usize>, elements: Range<usize>) -> Self {
+        let blocks_per_row = w.cols() / B::LEN;
+        let blocks = &bytemuck::cast_slice(w.data())[rows.start * blocks_per_row..rows.end * blocks_per_row];
+        Self { blocks, blocks_per_row, first_block: elements.start / B::LEN, num_blocks: elements.len() / B::LEN }
+    }
+
     /// The same as blocks of another type.
     ///
     /// # Panics
@@ -215,11 +222,49 @@ impl Output {
             Self::Lanes { out, num_cols } => Self::Lanes { out: out.wrapping_add(row * num_cols), num_cols },
         }
     }
+
+    /// Where the sums of a block of columns are until they are complete, `len` of them; null where they are the output.
+    pub(super) fn strip(&self, len: usize, carve: &mut Carve<'_>) -> *mut f32 {
+        match self {
+            Self::Rows { .. } => carve.take(len).as_mut_ptr(),
+            Self::Lanes { .. } => std::ptr::null_mut(),
+        }
+    }
+
+    /// The sums of the block of columns that begins `first` behind the first column, and columns from block to block of rows.
+    pub(super) fn sums(&self, strip: *mut f32, first: usize, block_cols: usize) -> (*mut f32, usize) {
+        match *self {
+            Self::Rows { .. } => (strip, block_cols),
+            Self::Lanes { out, num_cols } => (out.wrapping_add(first * PACK_ROWS), num_cols),
+        }
+    }
+
+    /// Transposes complete sums, `[blocks][sums_cols][PACK_ROWS]`, into columns `cols` of as many rows; not where they are the output.
+    ///
+    /// # Safety
+    /// The strip must hold them, and the caller owns those elements of the output; the CPU must have what `transpose` needs.
+    pub(super) unsafe fn store(
+        &self,
+        sums: *const f32,
+        sums_cols: usize,
+        cols: &Range<usize>,
+        num_rows: usize,
+        transpose: unsafe fn(*const u32, usize, usize, usize, *mut u32, usize),
+    ) {
+        let Self::Rows { out, stride } = *self else { return };
+        for row in (0..num_rows).step_by(PACK_ROWS) {
+            // SAFETY: the strip's rows are columns of the output, `cols` of them; the caller owns those elements of `out`.
+            unsafe {
+                let (sums, out) = (sums.add(row * sums_cols).cast(), out.add(row * stride + cols.start).cast());
+                transpose(sums, PACK_ROWS, cols.len(), PACK_ROWS.min(num_rows - row), out, stride);
+            }
+        }
+    }
 }
 
-/// K in equal chunks of whole blocks, none above the limit (which every block divides).
-fn chunk_len<B: Block>(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(CHUNK)).next_multiple_of(B::LEN.max(ACT_GROUP))
+/// `len` in equal parts of whole steps, none above `most` (which the step divides).
+pub(super) fn equal_parts(len: usize, most: usize, step: usize) -> usize {
+    len.div_ceil(len.div_ceil(most)).next_multiple_of(step)
 }
 
 unsafe fn typed<B: Block, I: GemmIsa>(
@@ -231,9 +276,8 @@ unsafe fn typed<B: Block, I: GemmIsa>(
 ) {
     const { assert!(COL_STEP.is_multiple_of(I::TILE_COLS[0])) };
     let Some(packed) = acts.packed.filter(|_| !rows.is_empty() && acts.k > 0) else { return };
-    let chunk = chunk_len::<B>(acts.k);
-    // Equal blocks of columns.
-    let block_cols = rows.len().div_ceil(rows.len().div_ceil(BLOCK_COLS)).next_multiple_of(COL_STEP);
+    let chunk = equal_parts(acts.k, CHUNK, B::LEN.max(ACT_GROUP));
+    let block_cols = equal_parts(rows.len(), BLOCK_COLS, COL_STEP);
     let (code_stride, scale_stride) = (chunk + PAD, chunk / B::GROUP);
     let num_blocks = acts.num_rows.div_ceil(PACK_ROWS);
     let mut carve = scratch.carve();
@@ -244,28 +288,14 @@ unsafe fn typed<B: Block, I: GemmIsa>(
         mins: carve.take(block_cols * scale_stride),
         scale_stride,
     };
-    let strip = match output {
-        Output::Rows { .. } => carve.take::<f32>(num_blocks * block_cols * PACK_ROWS).as_mut_ptr(),
-        Output::Lanes { .. } => std::ptr::null_mut(),
-    };
+    let strip = output.strip(num_blocks * block_cols * PACK_ROWS, &mut carve);
     let aux = carve.take::<i32>(chunk / SUM_GROUP * PACK_ROWS);
-    let blocks_per_row = acts.k / B::LEN;
-    let all: &[B] = bytemuck::cast_slice(w.data());
     for first in rows.clone().step_by(block_cols) {
         let cols = first..rows.end.min(first + block_cols);
-        // Sums of these columns, and columns from block to block.
-        let (sums, sums_cols) = match *output {
-            Output::Rows { .. } => (strip, block_cols),
-            Output::Lanes { out, num_cols } => (out.wrapping_add((first - rows.start) * PACK_ROWS), num_cols),
-        };
+        let (sums, sums_cols) = output.sums(strip, first - rows.start, block_cols);
         for from in (0..acts.k).step_by(chunk) {
             let elements = chunk.min(acts.k - from);
-            let source = Source {
-                blocks: &all[cols.start * blocks_per_row..cols.end * blocks_per_row],
-                blocks_per_row,
-                first_block: from / B::LEN,
-                num_blocks: elements / B::LEN,
-            };
+            let source = Source::<B>::new(w, &cols, from..from + elements);
             // SAFETY: the CPU is the caller's promise.
             unsafe { I::unpack::<B>(&source, &mut unpacked) };
             let tiles_cols = cols.len().next_multiple_of(COL_STEP);
@@ -294,16 +324,8 @@ unsafe fn typed<B: Block, I: GemmIsa>(
                 }
             }
         }
-        let Output::Rows { out, stride } = *output else { continue };
-        for block in 0..num_blocks {
-            let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
-            // SAFETY: the strip's rows are columns of the output, `cols` of them; the caller owns those elements of `out`.
-            unsafe {
-                let sums = sums.add(block * sums_cols * PACK_ROWS).cast_const().cast();
-                let out = out.add(block * PACK_ROWS * stride + cols.start).cast();
-                I::transpose(sums, PACK_ROWS, cols.len(), num_rows, out, stride);
-            }
-        }
+        // SAFETY: the strip holds these columns of all rows; the output and the CPU are the caller's promises.
+        unsafe { output.store(sums, sums_cols, &cols, acts.num_rows, I::transpose) };
     }
 }
 

@@ -236,47 +236,8 @@ impl CpuKernels {
     }
 
     #[expect(clippy::expect_used, reason = "documented; callers ask once, before they plan to call this")]
-    fn rounding(&self) -> &Rounding {
+    pub(super) fn rounding(&self) -> &Rounding {
         self.rounded.as_ref().expect("no kernel rounds activations here")
-    }
-
-    /// Rounds rows to bf16 and packs them from `first_lane` of a block on: `x` is `[num_rows, stride]`, of whose rows `k` elements are
-    /// taken, and `to` `[k / 2][PACK_ROWS]` of [`RoundedActs`]. Other lanes are left alone.
-    ///
-    /// # Panics
-    /// If there are more rows than the block has from `first_lane` on, `x` doesn't hold them, `k` is no multiple of 32, or there is no
-    /// such kernel ([`Self::rounds_many`]).
-    ///
-    /// # Safety
-    /// `to` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
-    pub unsafe fn round_acts(
-        &self,
-        x: &[f32],
-        stride: usize,
-        num_rows: usize,
-        k: usize,
-        first_lane: usize,
-        to: *mut u32,
-    ) {
-        assert!(
-            k.is_multiple_of(ACT_GROUP)
-                && num_rows > 0
-                && first_lane + num_rows <= PACK_ROWS
-                && (num_rows - 1) * stride + k <= x.len(),
-            "round_acts: {num_rows} rows of {k}, every {stride} of {}, from {first_lane}",
-            x.len()
-        );
-        // SAFETY: the CPU has the ISA (type's invariant); `x` holds the rows (just asserted), and the lanes are the caller's promise.
-        unsafe { (self.rounding().round_acts)(x.as_ptr(), stride, num_rows, k, to.add(first_lane)) }
-    }
-
-    /// [`Self::round_acts`] for a group of columns whose rows are lanes.
-    ///
-    /// # Panics
-    /// If there is no such kernel ([`Self::rounds_many`]).
-    pub fn round_lanes(&self, x: &[[f32; PACK_ROWS]; ACT_GROUP], to: &mut [[u32; PACK_ROWS]; ACT_GROUP / 2]) {
-        // SAFETY: the CPU has the ISA (type's invariant).
-        unsafe { (self.rounding().round_lanes)(x, to) }
     }
 
     /// As [`Self::matmul_q8`] with f32 activations and f32 arithmetic: what float weights use, and the exact mode of quantised ones.

@@ -153,16 +153,54 @@ impl CpuKernels {
         first_lane: usize,
         to: *mut f32,
     ) {
-        assert!(
-            num_rows > 0 && first_lane + num_rows <= PACK_ROWS && (num_rows - 1) * stride + k <= x.len(),
-            "pack_floats: {num_rows} rows of {k}, every {stride} of {}, from {first_lane}",
-            x.len()
-        );
+        assert_lanes("pack_floats", x, stride, num_rows, k, first_lane);
         // SAFETY: the CPU has the ISA (type's invariant); `x` holds the rows (just asserted), and the lanes are the caller's promise.
         unsafe {
             (self.transpose)(x.as_ptr().cast(), stride, num_rows, k, to.cast::<u32>().add(first_lane), PACK_ROWS)
         };
     }
+
+    /// Rounds rows to bf16 and packs them from `first_lane` of a block on: `x` is `[num_rows, stride]`, of whose rows `k` elements are
+    /// taken, and `to` `[k / 2][PACK_ROWS]` of [`RoundedActs`]. Other lanes are left alone.
+    ///
+    /// # Panics
+    /// If there are more rows than the block has from `first_lane` on, `x` doesn't hold them, `k` is no multiple of 32, or there is no
+    /// such kernel ([`Self::rounds_many`]).
+    ///
+    /// # Safety
+    /// `to` must be valid for writes in those lanes, and nobody else may touch them meanwhile.
+    pub unsafe fn round_acts(
+        &self,
+        x: &[f32],
+        stride: usize,
+        num_rows: usize,
+        k: usize,
+        first_lane: usize,
+        to: *mut u32,
+    ) {
+        assert!(k.is_multiple_of(ACT_GROUP), "round_acts: rows of {k}");
+        assert_lanes("round_acts", x, stride, num_rows, k, first_lane);
+        // SAFETY: the CPU has the ISA (type's invariant); `x` holds the rows (just asserted), and the lanes are the caller's promise.
+        unsafe { (self.rounding().round_acts)(x.as_ptr(), stride, num_rows, k, to.add(first_lane)) }
+    }
+
+    /// [`Self::round_acts`] for a group of columns whose rows are lanes.
+    ///
+    /// # Panics
+    /// If there is no such kernel ([`Self::rounds_many`]).
+    pub fn round_lanes(&self, x: &[[f32; PACK_ROWS]; ACT_GROUP], to: &mut [[u32; PACK_ROWS]; ACT_GROUP / 2]) {
+        // SAFETY: the CPU has the ISA (type's invariant).
+        unsafe { (self.rounding().round_lanes)(x, to) }
+    }
+}
+
+/// That `x` holds `num_rows` rows of `k` elements, and a block so many lanes from `first_lane` on.
+fn assert_lanes(what: &str, x: &[f32], stride: usize, num_rows: usize, k: usize, first_lane: usize) {
+    assert!(
+        num_rows > 0 && first_lane + num_rows <= PACK_ROWS && (num_rows - 1) * stride + k <= x.len(),
+        "{what}: {num_rows} rows of {k}, every {stride} of {}, from {first_lane}",
+        x.len()
+    );
 }
 
 /// `to[u · to_stride + r] = rows[r · stride + u]` for `r < num_rows` and `u < num_units`: what every ISA does faster.

@@ -127,6 +127,12 @@ fn bound(k: usize, magnitude: f64) -> f64 {
     steps / 8.0 * f64::from(f32::EPSILON) * magnitude + f64::from(f32::MIN_POSITIVE)
 }
 
+/// The sum of k exact products, and what f32 may miss it by.
+fn sum_of(k: usize, terms: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs()));
+    (sum, (k as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON) * magnitude)
+}
+
 /// [`exact_q8`] of every element.
 fn all_exact_q8(case: &Case, acts: &ActRows) -> Vec<(f64, f64)> {
     let matrix = case.matrix();
@@ -384,9 +390,7 @@ fn matmul_f32_for_every_type_and_shape() {
                         for (i, &got) in out.iter().enumerate() {
                             let (w, x) = (&dense[i % n * k..][..k], &case.x[i / n * k..][..k]);
                             let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
-                            let (expected, magnitude) =
-                                terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs()));
-                            let tolerance = (k as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON) * magnitude;
+                            let (expected, tolerance) = sum_of(k, terms);
                             assert!(
                                 (f64::from(got) - expected).abs() <= tolerance,
                                 "{} {dtype} M {m} N {n} K {k} [{i}]: {got}, not {expected} ± {tolerance}",
@@ -529,8 +533,7 @@ fn matmul_rounded_is_exact_on_rounded_activations() {
                     continue;
                 }
                 let terms = dense[n * k..][..k].iter().zip(&rounded[m * k..][..k]).map(|(&w, &x)| f64::from(w) * x);
-                let (expected, magnitude) = terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs()));
-                let tolerance = (k as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON) * magnitude;
+                let (expected, tolerance) = sum_of(k, terms);
                 assert!(
                     (f64::from(got) - expected).abs() <= tolerance,
                     "{} K {k} [{m}, {n}]: {got}, not {expected} ± {tolerance}",

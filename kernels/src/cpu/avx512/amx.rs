@@ -37,17 +37,6 @@ struct Config {
 }
 
 impl Config {
-    /// Registers of these rows and bytes; those not named are not to be used.
-    const fn new<const N: usize>(shapes: [(u8, u16); N]) -> Self {
-        let mut config = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let mut i = 0;
-        while i < N {
-            (config.rows[i], config.row_bytes[i]) = shapes[i];
-            i += 1;
-        }
-        config
-    }
-
     /// # Safety
     /// The CPU must have AMX, and the process the permission to use it.
     unsafe fn load(&self) {
@@ -167,7 +156,13 @@ round!(dots, "tdpbssd", 64);
 round!(dots_bf16, "tdpbf16ps", 32);
 
 /// Eight registers of 16 rows of 64 bytes.
-static FULL: Config = Config::new([(16, 64); 8]);
+static FULL: Config = Config {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
 
 #[cfg(target_os = "linux")]
 fn is_permitted() -> bool {

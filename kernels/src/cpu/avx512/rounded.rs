@@ -1,7 +1,7 @@
 //! Matmul of many rows on quantised weights, both rounded to bfloat16: products are exact in f32, sums are f32.
 //!
 //! Tiles of AMX multiply bf16 so fast that it pays to leave integers: those of 32 elements would have to come out of the tiles
-//! after every group, to be scaled, which takes three times as long as to multiply them. Here a scale is part of the weight.
+//! after every group, to be scaled, which takes longer than to multiply them. Here a scale is part of the weight.
 //!
 //! Outside in as in `cpu/gemm.rs`: slabs of activation rows; blocks of columns; chunks of K, for which the block's weights are
 //! dequantised, row-major as the left operand of a tile has them; blocks of activation rows, which were packed before; tiles. The
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     cpu::{
         ahead::Ahead,
-        gemm::{Output, SLAB_ROWS, Source},
+        gemm::{Output, SLAB_ROWS, Source, equal_parts},
         matrix::{ACT_GROUP, MatrixRef, Scratch},
         pack::{PACK_ROWS, RoundedActs},
         scalar::unreachable_float,
@@ -143,34 +143,19 @@ unsafe fn typed<F: Format, I: TileIsa>(
     output: &Output,
     scratch: &mut Scratch,
 ) {
-    // Equal chunks and blocks of columns.
-    let chunk = acts.k.div_ceil(acts.k.div_ceil(CHUNK)).next_multiple_of(F::LEN.max(UNIT));
-    let block_cols = rows.len().div_ceil(rows.len().div_ceil(BLOCK_COLS)).next_multiple_of(TILE_COLS);
+    let chunk = equal_parts(acts.k, CHUNK, F::LEN.max(UNIT));
+    let block_cols = equal_parts(rows.len(), BLOCK_COLS, TILE_COLS);
     let num_blocks = acts.num_rows.div_ceil(PACK_ROWS);
     let mut carve = scratch.carve();
     let weights = carve.take::<u16>(block_cols * STRIDE);
-    let strip = match output {
-        Output::Rows { .. } => carve.take::<f32>(num_blocks * block_cols * PACK_ROWS).as_mut_ptr(),
-        Output::Lanes { .. } => std::ptr::null_mut(),
-    };
-    let blocks_per_row = acts.k / F::LEN;
-    let all: &[F] = bytemuck::cast_slice(w.data());
+    let strip = output.strip(num_blocks * block_cols * PACK_ROWS, &mut carve);
     for first in rows.clone().step_by(block_cols) {
         let cols = first..rows.end.min(first + block_cols);
-        // Sums of these columns, and columns from block to block.
-        let (sums, sums_cols) = match *output {
-            Output::Rows { .. } => (strip, block_cols),
-            Output::Lanes { out, num_cols } => (out.wrapping_add((first - rows.start) * PACK_ROWS), num_cols),
-        };
+        let (sums, sums_cols) = output.sums(strip, first - rows.start, block_cols);
         let num_tiles = cols.len().div_ceil(16);
         for from in (0..acts.k).step_by(chunk) {
             let elements = chunk.min(acts.k - from);
-            let source = Source {
-                blocks: &all[cols.start * blocks_per_row..cols.end * blocks_per_row],
-                blocks_per_row,
-                first_block: from / F::LEN,
-                num_blocks: elements / F::LEN,
-            };
+            let source = Source::<F>::new(w, &cols, from..from + elements);
             // SAFETY: the CPU is the caller's promise.
             unsafe { dequantize::<F>(&source, weights) };
             let mut ahead = Ahead::new(w, &cols, block_cols, from..from + chunk, num_blocks * num_tiles.div_ceil(2));
@@ -193,16 +178,8 @@ unsafe fn typed<F: Format, I: TileIsa>(
                 }
             }
         }
-        let Output::Rows { out, stride } = *output else { continue };
-        for block in 0..num_blocks {
-            let num_rows = PACK_ROWS.min(acts.num_rows - block * PACK_ROWS);
-            // SAFETY: the strip's rows are columns of the output, `cols` of them; the caller owns those elements of `out`.
-            unsafe {
-                let sums = sums.add(block * sums_cols * PACK_ROWS).cast_const().cast();
-                let out = out.add(block * PACK_ROWS * stride + cols.start).cast();
-                transpose(sums, PACK_ROWS, cols.len(), num_rows, out, stride);
-            }
-        }
+        // SAFETY: the strip holds these columns of all rows; the output and the CPU are the caller's promises.
+        unsafe { output.store(sums, sums_cols, &cols, acts.num_rows, transpose) };
     }
 }
 
