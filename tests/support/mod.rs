@@ -55,9 +55,14 @@ pub(crate) fn has_gpu() -> bool {
     if matches!(&driver, Driver::Present { devices, .. } if !devices.is_empty()) {
         return true;
     }
-    assert!(std::env::var("REQUIRE_CUDA").as_deref() != Ok("1"), "{driver}");
-    println!("SKIP on a GPU: {driver}");
+    skip_unless("REQUIRE_CUDA", &format!("on a GPU: {driver}"));
     false
+}
+
+/// Prints `SKIP` with the reason; fails where the variable is 1. For what no package registry brings to every machine that runs CI.
+pub(crate) fn skip_unless(required: &str, why: &str) {
+    assert!(std::env::var(required).as_deref() != Ok("1"), "{required}=1: {why}");
+    println!("SKIP {why}");
 }
 
 /// Prints `SKIP` with the reason; fails where `CI=true`.

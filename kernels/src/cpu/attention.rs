@@ -5,13 +5,16 @@
 //! weighted values need none either. A block is widened to f32 once for all queries of a tile, which are then taken
 //! [`Lanes::QUERIES`] at a time: their sums stay in registers, and each load of a key or a value serves all of them.
 //!
+//! Products are exact in f32, or pairs of bf16 are multiplied at twice the rate ([`Products`], `attention_rounded.rs`).
+//!
 //! A tile may cover a part of the positions only: its state (maximum, sum, weighted values) can be stored and merged with
 //! that of the other parts ([`merge_parts`]), so that a long context occupies many workers.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::kv::{KvTypes, widen_keys, widen_values};
-use super::math::{exp, tanh};
+use super::kv::{KvType, KvTypes, widen_keys, widen_values};
+use super::math::{exp2, tanh};
 use super::simd::{LANES, Lanes};
 
 /// Tokens in a block of the cache.
@@ -72,7 +75,7 @@ pub struct TileScratch {
     v_dim: usize,
     /// Scores, then weights, of a block.
     weights: Vec<[f32; KV_BLOCK]>,
-    /// Largest score so far.
+    /// Largest score so far. Scores are in units of ln 2 once the softcap is done: weights are powers of 2.
     max: [f32; TILE_QUERIES],
     /// Sums of the weights, lane by lane.
     sums: Vec<[f32; LANES]>,
@@ -80,7 +83,7 @@ pub struct TileScratch {
     values: Vec<f32>,
     /// Queries times the scale, transposed in groups of [`Lanes::QUERIES`]: `[groups][k_dim][queries of the group]`.
     queries: Vec<f32>,
-    /// A block's keys or values in f32, `[k_dim][KV_BLOCK]` or `[KV_BLOCK][v_dim]`.
+    /// A block's keys or values in f32, `[k_dim][KV_BLOCK]` or `[KV_BLOCK][v_dim]`, or as [`Products`] has them.
     block: Vec<f32>,
 }
 
@@ -130,9 +133,10 @@ fn normaliser(max: f32, sum: f32, sink: Option<f32>) -> f32 {
     match sink {
         // Relative to the larger of both, so that neither overflows.
         Some(sink) => {
+            let sink = sink * LOG2_E;
             let top = max.max(sink);
-            let shift = (max - top).exp();
-            shift / (sum * shift + (sink - top).exp())
+            let shift = (max - top).exp2();
+            shift / (sum * shift + (sink - top).exp2())
         }
         None => 1.0 / sum,
     }
@@ -150,7 +154,7 @@ pub fn merge_parts(parts: &[f32], stride: usize, sink: Option<f32>, out: &mut [f
         if part[v_dim + 1] == 0.0 {
             continue;
         }
-        let factor = (part[v_dim] - max).exp();
+        let factor = (part[v_dim] - max).exp2();
         sum += part[v_dim + 1] * factor;
         for (out, x) in out.iter_mut().zip(part) {
             *out += x * factor;
@@ -160,18 +164,18 @@ pub fn merge_parts(parts: &[f32], stride: usize, sink: Option<f32>, out: &mut [f
     out.iter_mut().for_each(|x| *x *= factor);
 }
 
-/// Calls a kernel for a group of `$count` queries, padded to the next size that there is a kernel for.
+/// Calls a kernel of the products for a group of `$count` queries, padded to the next size that there is a kernel for.
 macro_rules! for_group {
-    ($lanes:ident, $count:expr, $kernel:ident($($arg:expr),*)) => {
+    ($lanes:ident, $count:expr, $products:ident.$kernel:ident($($arg:expr),*)) => {
         match padded::<$lanes>($count) {
-            1 => $kernel::<$lanes, 1>($($arg),*),
-            2 => $kernel::<$lanes, 2>($($arg),*),
-            3 => $kernel::<$lanes, 3>($($arg),*),
-            4 => $kernel::<$lanes, 4>($($arg),*),
+            1 => $products.$kernel::<1>($($arg),*),
+            2 => $products.$kernel::<2>($($arg),*),
+            3 => $products.$kernel::<3>($($arg),*),
+            4 => $products.$kernel::<4>($($arg),*),
             // The conditions are constants: an instruction set has only the kernels that its registers hold.
-            6 if $lanes::QUERIES >= 6 => $kernel::<$lanes, 6>($($arg),*),
-            8 if $lanes::QUERIES >= 8 => $kernel::<$lanes, 8>($($arg),*),
-            _ if $lanes::QUERIES >= 12 => $kernel::<$lanes, 12>($($arg),*),
+            6 if $lanes::QUERIES >= 6 => $products.$kernel::<6>($($arg),*),
+            8 if $lanes::QUERIES >= 8 => $products.$kernel::<8>($($arg),*),
+            _ if $lanes::QUERIES >= 12 => $products.$kernel::<12>($($arg),*),
             _ => {}
         }
     };
@@ -189,52 +193,176 @@ fn padded<L: Lanes>(count: usize) -> usize {
     .min(L::QUERIES)
 }
 
-/// `N` queries, `[k_dim][N]`, against one block: raw scores.
-#[inline(always)]
-fn scores<L: Lanes, const N: usize>(l: L, queries: &[f32], keys: &[f32], out: &mut [[f32; KV_BLOCK]]) {
-    let queries = queries.as_chunks::<N>().0;
-    let keys = keys.as_chunks::<LANES>().0.as_chunks::<2>().0;
-    let Some(out) = out.first_chunk_mut::<N>() else { return };
-    if L::WIDE {
-        let mut acc = [[l.splat(0.0); 2]; N];
-        for (q, key) in queries.iter().zip(keys) {
-            let k = [l.load(&key[0]), l.load(&key[1])];
-            for (acc, q) in acc.iter_mut().zip(q) {
-                let q = l.splat(*q);
-                acc[0] = l.fma(q, k[0], acc[0]);
-                acc[1] = l.fma(q, k[1], acc[1]);
-            }
-        }
-        for (acc, out) in acc.iter().zip(out) {
-            let halves = out.as_chunks_mut::<LANES>().0;
-            l.store(acc[0], &mut halves[0]);
-            l.store(acc[1], &mut halves[1]);
-        }
-    } else {
-        // Half a block at a time: the sums of a whole one don't fit the registers.
-        for half in 0..2 {
-            let mut acc = [l.splat(0.0); N];
+/// How a tile multiplies. Buffers are those of [`TileScratch`]; where elements are pairs, the bits of an f32 are one.
+pub(super) trait Products<L: Lanes>: Copy {
+    /// Elements in a lane.
+    const PER_LANE: usize;
+
+    /// A query times `factor`, its lanes `width` apart in `packed`.
+    fn pack_query(self, l: L, query: &[f32], factor: f32, width: usize, packed: &mut [f32]);
+
+    /// A block's keys, `[k_dim / PER_LANE][KV_BLOCK]`.
+    fn keys(self, l: L, kv: KvType, block: &[u8], k_dim: usize, to: &mut [f32]);
+
+    /// A block's values, `[KV_BLOCK / PER_LANE][v_dim]`. Tokens outside `used` are zeros or left out.
+    fn values(self, l: L, kv: KvType, block: &[u8], v_dim: usize, used: &Range<usize>, to: &mut [f32]);
+
+    /// `acc + x · y`, where both are single lanes' elements.
+    fn multiply(self, l: L, x: L::V, y: L::V, acc: L::V) -> L::V;
+
+    /// Makes weights, one a token, what [`Self::multiply`] takes.
+    fn pack_weights(self, l: L, weights: [L::V; 2], to: &mut [f32; KV_BLOCK]);
+
+    /// `N` queries, `[lanes of k_dim][N]`, against one block: raw scores.
+    #[inline(always)]
+    fn scores<const N: usize>(self, l: L, queries: &[f32], keys: &[f32], out: &mut [[f32; KV_BLOCK]]) {
+        let queries = queries.as_chunks::<N>().0;
+        let keys = keys.as_chunks::<LANES>().0.as_chunks::<2>().0;
+        let Some(out) = out.first_chunk_mut::<N>() else { return };
+        if L::WIDE {
+            let mut acc = [[l.splat(0.0); 2]; N];
             for (q, key) in queries.iter().zip(keys) {
-                let k = l.load(&key[half]);
+                let k = [l.load(&key[0]), l.load(&key[1])];
                 for (acc, q) in acc.iter_mut().zip(q) {
-                    *acc = l.fma(l.splat(*q), k, *acc);
+                    let q = l.splat(*q);
+                    acc[0] = self.multiply(l, q, k[0], acc[0]);
+                    acc[1] = self.multiply(l, q, k[1], acc[1]);
                 }
             }
-            for (acc, out) in acc.iter().zip(&mut *out) {
-                l.store(*acc, &mut out.as_chunks_mut::<LANES>().0[half]);
+            for (acc, out) in acc.iter().zip(out) {
+                let halves = out.as_chunks_mut::<LANES>().0;
+                l.store(acc[0], &mut halves[0]);
+                l.store(acc[1], &mut halves[1]);
+            }
+        } else {
+            // Half a block at a time: the sums of a whole one don't fit the registers.
+            for half in 0..2 {
+                let mut acc = [l.splat(0.0); N];
+                for (q, key) in queries.iter().zip(keys) {
+                    let k = l.load(&key[half]);
+                    for (acc, q) in acc.iter_mut().zip(q) {
+                        *acc = self.multiply(l, l.splat(*q), k, *acc);
+                    }
+                }
+                for (acc, out) in acc.iter().zip(&mut *out) {
+                    l.store(*acc, &mut out.as_chunks_mut::<LANES>().0[half]);
+                }
+            }
+        }
+    }
+
+    /// `out[n] += Σ_t weights[n][t] · values[t]` over `tokens` of the block.
+    #[inline(always)]
+    fn accumulate<const N: usize>(
+        self,
+        l: L,
+        v_dim: usize,
+        values: &[f32],
+        tokens: &Range<usize>,
+        weights: &[[f32; KV_BLOCK]],
+        out: &mut [f32],
+    ) {
+        let Some(weights) = weights.first_chunk::<N>() else { return };
+        let lanes = tokens.start / Self::PER_LANE..tokens.end.div_ceil(Self::PER_LANE);
+        let mut column = 0;
+        // As many columns as the registers hold sums for, so that even one query keeps several sums in flight.
+        if L::WIDE && N <= 4 {
+            while column + 4 * LANES <= v_dim {
+                accumulate_columns::<L, Self, N, 4>(l, self, v_dim, column, values, &lanes, weights, out);
+                column += 4 * LANES;
+            }
+        }
+        if L::WIDE || N <= 2 {
+            while column + 2 * LANES <= v_dim {
+                accumulate_columns::<L, Self, N, 2>(l, self, v_dim, column, values, &lanes, weights, out);
+                column += 2 * LANES;
+            }
+        }
+        while column + LANES <= v_dim {
+            accumulate_columns::<L, Self, N, 1>(l, self, v_dim, column, values, &lanes, weights, out);
+            column += LANES;
+        }
+        self.accumulate_tail(v_dim, column, values, tokens, weights, out);
+    }
+
+    /// The columns from `first` on, less than a vector.
+    fn accumulate_tail<const N: usize>(
+        self,
+        v_dim: usize,
+        first: usize,
+        values: &[f32],
+        tokens: &Range<usize>,
+        weights: &[[f32; KV_BLOCK]; N],
+        out: &mut [f32],
+    );
+}
+
+/// In f32.
+#[derive(Clone, Copy)]
+pub(super) struct Exact;
+
+impl<L: Lanes> Products<L> for Exact {
+    const PER_LANE: usize = 1;
+
+    #[inline(always)]
+    fn pack_query(self, _: L, query: &[f32], factor: f32, width: usize, packed: &mut [f32]) {
+        for (column, x) in packed.chunks_mut(width).zip(query) {
+            column[0] = x * factor;
+        }
+    }
+
+    #[inline(always)]
+    fn keys(self, l: L, kv: KvType, block: &[u8], k_dim: usize, to: &mut [f32]) {
+        widen_keys(l, kv, block, k_dim, to);
+    }
+
+    #[inline(always)]
+    fn values(self, l: L, kv: KvType, block: &[u8], v_dim: usize, _: &Range<usize>, to: &mut [f32]) {
+        widen_values(l, kv, block, v_dim, to);
+    }
+
+    #[inline(always)]
+    fn multiply(self, l: L, x: L::V, y: L::V, acc: L::V) -> L::V {
+        l.fma(x, y, acc)
+    }
+
+    #[inline(always)]
+    fn pack_weights(self, l: L, weights: [L::V; 2], to: &mut [f32; KV_BLOCK]) {
+        let halves = to.as_chunks_mut::<LANES>().0;
+        l.store(weights[0], &mut halves[0]);
+        l.store(weights[1], &mut halves[1]);
+    }
+
+    #[inline(always)]
+    fn accumulate_tail<const N: usize>(
+        self,
+        v_dim: usize,
+        first: usize,
+        values: &[f32],
+        tokens: &Range<usize>,
+        weights: &[[f32; KV_BLOCK]; N],
+        out: &mut [f32],
+    ) {
+        for (weights, row) in weights.iter().zip(out.chunks_exact_mut(v_dim)) {
+            for c in first..v_dim {
+                for t in tokens.clone() {
+                    row[c] += weights[t] * values[t * v_dim + c];
+                }
             }
         }
     }
 }
 
-/// `out[n][column..] += Σ_t weights[n][t] · values[t][column..]`, `W` vectors of columns.
+/// `out[n][column..] += Σ_t weights[n][t] · values[t][column..]`, `W` vectors of columns, t in lanes of weights.
 #[inline(always)]
-fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
+#[expect(clippy::too_many_arguments, reason = "a piece of one loop, in a function for its constants")]
+fn accumulate_columns<L: Lanes, P: Products<L>, const N: usize, const W: usize>(
     l: L,
+    products: P,
     v_dim: usize,
     column: usize,
     values: &[f32],
-    tokens: &Range<usize>,
+    lanes: &Range<usize>,
     weights: &[[f32; KV_BLOCK]; N],
     out: &mut [f32],
 ) {
@@ -246,13 +374,17 @@ fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
             acc[n][w] = l.load(&row[w]);
         }
     }
-    for t in tokens.start..tokens.end.min(KV_BLOCK) {
+    for t in lanes.start..lanes.end.min(KV_BLOCK) {
         let row = values[t * v_dim + column..][..W * LANES].as_chunks::<LANES>().0;
-        let v: [L::V; W] = std::array::from_fn(|w| l.load(&row[w]));
+        // No closure: it would not be inlined (see `math.rs`).
+        let mut v = [l.splat(0.0); W];
+        for w in 0..W {
+            v[w] = l.load(&row[w]);
+        }
         for n in 0..N {
             let weight = l.splat(weights[n][t]);
             for w in 0..W {
-                acc[n][w] = l.fma(weight, v[w], acc[n][w]);
+                acc[n][w] = products.multiply(l, weight, v[w], acc[n][w]);
             }
         }
     }
@@ -264,59 +396,30 @@ fn accumulate_columns<L: Lanes, const N: usize, const W: usize>(
     }
 }
 
-/// `out[n] += Σ_t weights[n][t] · values[t]` over `tokens` of the block.
-#[inline(always)]
-fn accumulate<L: Lanes, const N: usize>(
-    l: L,
-    v_dim: usize,
-    values: &[f32],
-    tokens: &Range<usize>,
-    weights: &[[f32; KV_BLOCK]],
-    out: &mut [f32],
-) {
-    let Some(weights) = weights.first_chunk::<N>() else { return };
-    let mut column = 0;
-    // As many columns as the registers hold sums for, so that even one query keeps several sums in flight.
-    if L::WIDE && N <= 4 {
-        while column + 4 * LANES <= v_dim {
-            accumulate_columns::<L, N, 4>(l, v_dim, column, values, tokens, weights, out);
-            column += 4 * LANES;
-        }
-    }
-    if L::WIDE || N <= 2 {
-        while column + 2 * LANES <= v_dim {
-            accumulate_columns::<L, N, 2>(l, v_dim, column, values, tokens, weights, out);
-            column += 2 * LANES;
-        }
-    }
-    while column + LANES <= v_dim {
-        accumulate_columns::<L, N, 1>(l, v_dim, column, values, tokens, weights, out);
-        column += LANES;
-    }
-    for (weights, row) in weights.iter().zip(out.chunks_exact_mut(v_dim)) {
-        for c in column..v_dim {
-            for t in tokens.clone() {
-                row[c] += weights[t] * values[t * v_dim + c];
-            }
-        }
-    }
-}
-
-/// Turns a query's scores of a block into weights and brings its state to the new maximum. The positions `from..to` of the
+/// Turns a query's scores of a block into weights and brings its state to the new maximum. The positions `seen` of the
 /// block are seen; not empty.
 #[inline(always)]
-fn softmax_step<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch, n: usize, seen: Range<usize>) {
+fn softmax_step<L: Lanes, P: Products<L>>(
+    l: L,
+    products: P,
+    args: &TileArgs<'_>,
+    scratch: &mut TileScratch,
+    n: usize,
+    seen: Range<usize>,
+) {
     let row = &mut scratch.weights[n];
     if let Some(cap) = args.softcap {
         for half in row.as_chunks_mut::<LANES>().0 {
-            let s = l.mul(l.splat(cap), tanh(l, l.mul(l.load(half), l.splat(1.0 / cap))));
+            let s = l.mul(l.splat(cap * LOG2_E), tanh(l, l.mul(l.load(half), l.splat(1.0 / cap))));
             l.store(s, half);
         }
     }
-    row[..seen.start].fill(f32::NEG_INFINITY);
-    row[seen.end..].fill(f32::NEG_INFINITY);
+    if seen != (0..KV_BLOCK) {
+        row[..seen.start].fill(f32::NEG_INFINITY);
+        row[seen.end..].fill(f32::NEG_INFINITY);
+    }
 
-    let halves = row.as_chunks_mut::<LANES>().0;
+    let halves = row.as_chunks::<LANES>().0;
     let s = [l.load(&halves[0]), l.load(&halves[1])];
     let old = scratch.max[n];
     let mut m = l.splat(old);
@@ -326,47 +429,47 @@ fn softmax_step<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch, 
     if max > old {
         m = l.splat(max);
     }
-    let w = [exp(l, l.sub(s[0], m)), exp(l, l.sub(s[1], m))];
-    l.store(w[0], &mut halves[0]);
-    l.store(w[1], &mut halves[1]);
+    let w = [exp2(l, l.sub(s[0], m)), exp2(l, l.sub(s[1], m))];
+    products.pack_weights(l, w, row);
     let sums = &mut scratch.sums[n];
     let mut total = l.load(sums);
     if max > old {
-        // The first block has max = −∞: the factor is e^(−∞) = 0 on an empty sum.
-        let factor = l.splat((old - max).exp());
-        total = l.mul(total, factor);
+        // The first block has max = −∞: the factor is 2^(−∞) = 0 on an empty sum.
+        let factor = (old - max).exp2();
+        total = l.mul(total, l.splat(factor));
         let (chunks, tail) = scratch.values[n * args.v_dim..][..args.v_dim].as_chunks_mut::<LANES>();
         for x in chunks {
-            l.store(l.mul(l.load(x), factor), x);
+            l.store(l.mul(l.load(x), l.splat(factor)), x);
         }
         for x in tail {
-            *x *= (old - max).exp();
+            *x *= factor;
         }
         scratch.max[n] = max;
     }
     l.store(l.add(total, l.add(w[0], w[1])), sums);
 }
 
-/// Multiplies the queries by the scale and transposes them in groups; pads with zeros.
+/// Multiplies the queries by the scale, so that scores without a softcap are in units of ln 2, and transposes them in groups; pads
+/// with zeros.
 #[inline(always)]
-fn pack_queries<L: Lanes>(args: &TileArgs<'_>, packed: &mut [f32]) {
-    for (group, packed) in args.queries.chunks(L::QUERIES).zip(packed.chunks_mut(L::QUERIES * args.k_dim)) {
+fn pack_queries<L: Lanes, P: Products<L>>(l: L, products: P, args: &TileArgs<'_>, packed: &mut [f32]) {
+    let factor = if args.softcap.is_some() { args.scale } else { args.scale * LOG2_E };
+    let num_lanes = args.k_dim / P::PER_LANE;
+    for (group, packed) in args.queries.chunks(L::QUERIES).zip(packed.chunks_mut(L::QUERIES * num_lanes)) {
         let width = padded::<L>(group.len());
-        let packed = &mut packed[..width * args.k_dim];
+        let packed = &mut packed[..width * num_lanes];
         if group.len() < width {
             packed.fill(0.0);
         }
         for (n, (q, _)) in group.iter().enumerate() {
-            for (column, x) in packed.chunks_exact_mut(width).zip(*q) {
-                column[n] = x * args.scale;
-            }
+            products.pack_query(l, q, factor, width, &mut packed[n..]);
         }
     }
 }
 
 /// The tile: leaves `softmax(scale · q · Kᵀ) · V` of each query in the scratch, not yet divided by the sum of the weights.
 #[inline(always)]
-pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratch) {
+pub(super) fn tile<L: Lanes, P: Products<L>>(l: L, products: P, args: &TileArgs<'_>, scratch: &mut TileScratch) {
     let num_queries = args.queries.len();
     scratch.v_dim = args.v_dim;
     scratch.max.fill(f32::NEG_INFINITY);
@@ -375,9 +478,10 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
     let seen = args.queries.iter().map(|(_, seen)| seen).filter(|seen| !seen.is_empty());
     let Some(start) = seen.clone().map(|seen| seen.start).min() else { return };
     let end = seen.map(|seen| seen.end).max().unwrap_or(start);
-    pack_queries::<L>(args, &mut scratch.queries);
+    pack_queries(l, products, args, &mut scratch.queries);
     let (k_bytes, v_bytes) = (args.kv.k.block_bytes(args.k_dim), args.kv.v.block_bytes(args.v_dim));
     let place = |block: usize| args.table[block] as usize * args.num_kv_heads + args.kv_head;
+    let k_lanes = args.k_dim / P::PER_LANE;
 
     let blocks = start / KV_BLOCK..end.div_ceil(KV_BLOCK);
     for block in blocks.clone() {
@@ -393,22 +497,22 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
             seen.start.saturating_sub(base).min(KV_BLOCK)..seen.end.saturating_sub(base).min(KV_BLOCK)
         };
 
-        widen_keys(l, args.kv.k, &args.k[index * k_bytes..][..k_bytes], args.k_dim, &mut scratch.block);
+        products.keys(l, args.kv.k, &args.k[index * k_bytes..][..k_bytes], args.k_dim, &mut scratch.block);
         for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
             if queries.iter().all(|(_, seen)| part(seen).is_empty()) {
                 continue;
             }
             let first = group * L::QUERIES;
-            let packed = &scratch.queries[first * args.k_dim..][..padded::<L>(queries.len()) * args.k_dim];
-            let keys = &scratch.block[..args.k_dim * KV_BLOCK];
+            let packed = &scratch.queries[first * k_lanes..][..padded::<L>(queries.len()) * k_lanes];
+            let keys = &scratch.block[..k_lanes * KV_BLOCK];
             let out = &mut scratch.weights[first..];
-            for_group!(L, queries.len(), scores(l, packed, keys, out));
+            for_group!(L, queries.len(), products.scores(l, packed, keys, out));
             for (n, (_, seen)) in (first..).zip(queries) {
                 let seen = part(seen);
                 if seen.is_empty() {
                     scratch.weights[n].fill(0.0);
                 } else {
-                    softmax_step(l, args, scratch, n, seen);
+                    softmax_step(l, products, args, scratch, n, seen);
                 }
             }
         }
@@ -416,15 +520,20 @@ pub(super) fn tile<L: Lanes>(l: L, args: &TileArgs<'_>, scratch: &mut TileScratc
         if let Some(next) = next {
             l.prefetch(&args.v[next * v_bytes..][..v_bytes]);
         }
-        widen_values(l, args.kv.v, &args.v[index * v_bytes..][..v_bytes], args.v_dim, &mut scratch.block);
-        for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
+        // First and one past the last token of the block that any of some queries sees.
+        let used = |queries: &[(&[f32], Range<usize>)]| {
             let parts = queries.iter().map(|(_, seen)| part(seen)).filter(|part| !part.is_empty());
-            // First and one past the last token of the block that any query of the group sees.
-            let Some(used) = parts.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { continue };
+            parts.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+        };
+        let Some(all) = used(args.queries) else { continue };
+        let values = &args.v[index * v_bytes..][..v_bytes];
+        products.values(l, args.kv.v, values, args.v_dim, &all, &mut scratch.block);
+        for (group, queries) in args.queries.chunks(L::QUERIES).enumerate() {
+            let Some(used) = used(queries) else { continue };
             let first = group * L::QUERIES;
-            let values = &scratch.block[..args.v_dim * KV_BLOCK];
+            let values = &scratch.block[..args.v_dim * KV_BLOCK / P::PER_LANE];
             let (weights, out) = (&scratch.weights[first..], &mut scratch.values[first * args.v_dim..]);
-            for_group!(L, queries.len(), accumulate(l, args.v_dim, values, &used, weights, out));
+            for_group!(L, queries.len(), products.accumulate(l, args.v_dim, values, &used, weights, out));
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     matrix::{ACT_GROUP, ActRows, FloatActs, MatrixRef, SUM_GROUP, Scratch},
     pack::{PACK_ROWS, RoundedActs},
     scalar,
+    vector::VectorKernels,
 };
 use crate::{
     error::{Error, Result},
@@ -54,6 +55,12 @@ impl CpuKernels {
     /// These, without rounding activations to bf16: what the exact mode uses.
     pub fn without_bf16(self) -> Self {
         Self { matmul_bf16: None, rounded: None, ..self }
+    }
+
+    /// What these kernels have beside them for everything that isn't a matmul; it rounds to bf16 only where they do.
+    pub fn vectors(&self) -> VectorKernels {
+        let vectors = VectorKernels::for_isa(self.isa);
+        if self.matmul_bf16.is_some() { vectors } else { vectors.without_bf16() }
     }
 
     /// The kernels of this level; `None` if the CPU lacks it.

@@ -20,7 +20,7 @@ use super::attention::KV_BLOCK;
 use super::simd::{LANES, Lanes};
 
 /// Goes up when the bytes of a block or the numbers in it change their meaning: files of blocks from before are of no use then.
-pub const KV_LAYOUT: u32 = 1;
+pub const KV_LAYOUT: u32 = 2;
 
 /// Elements of a head that share a scale in a quantised cache.
 pub const KV_GROUP: usize = 32;

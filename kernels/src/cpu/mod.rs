@@ -16,6 +16,7 @@
 
 mod ahead;
 pub mod attention;
+mod attention_rounded;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -1,11 +1,11 @@
 //! Row-wise operations behind a table picked once: norms, activations, sums, rotary embedding, attention tiles.
 
-use super::attention::{TileArgs, TileScratch};
+use super::attention::{Exact, TileArgs, TileScratch};
 use super::isa::Isa;
 use super::matrix::ACT_GROUP;
 use super::pack::PACK_ROWS;
 use super::simd::ScalarLanes;
-use super::{attention, math};
+use super::{attention, attention_rounded, math};
 
 /// Activation functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub struct VectorKernels {
     scale: unsafe fn(f32, &[f32], &mut [f32]),
     softcap: unsafe fn(f32, &[f32], &mut [f32]),
     attention_tile: unsafe fn(&TileArgs<'_>, &mut TileScratch),
+    /// With products of bf16 pairs; `None` where f32 is as fast, or is asked for.
+    pub(super) attention_tile_rounded: Option<unsafe fn(&TileArgs<'_>, &mut TileScratch)>,
     quantize_lanes: unsafe fn(&[[f32; PACK_ROWS]; ACT_GROUP], QuantizedLanes<'_>),
 }
 
@@ -75,7 +77,17 @@ macro_rules! entry_points {
             /// The table, if the CPU has what it needs.
             pub(super) fn table() -> Option<VectorKernels> {
                 let _: $lanes = $detect?;
-                Some(VectorKernels { norm, activation, glu, add, scale, softcap, attention_tile, quantize_lanes })
+                Some(VectorKernels {
+                    norm,
+                    activation,
+                    glu,
+                    add,
+                    scale,
+                    softcap,
+                    attention_tile,
+                    attention_tile_rounded: None,
+                    quantize_lanes,
+                })
             }
 
             /// Inside the functions below the features are given by their contract.
@@ -117,7 +129,7 @@ macro_rules! entry_points {
             }
             $(#[$feature])?
             fn attention_tile(args: &TileArgs<'_>, scratch: &mut TileScratch) {
-                attention::tile(lanes(), args, scratch);
+                attention::tile(lanes(), Exact, args, scratch);
             }
             $(#[$feature])?
             fn quantize_lanes(x: &[[f32; PACK_ROWS]; ACT_GROUP], to: QuantizedLanes<'_>) {
@@ -157,6 +169,22 @@ macro_rules! same_length {
     };
 }
 
+/// See `VectorKernels::attention_tile_rounded`: with the instructions of AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+fn attention_tile_bf16(args: &TileArgs<'_>, scratch: &mut TileScratch) {
+    use super::{attention_rounded::Avx512Bf16, simd::Avx512Lanes};
+    #[allow(clippy::unwrap_used, reason = "reachable only through a table, which exists only after detection")]
+    let (lanes, math) = (Avx512Lanes::detect().unwrap(), Avx512Bf16::detect().unwrap());
+    attention::tile(lanes, attention_rounded::Rounded(math), args, scratch);
+}
+
+/// As `attention_tile_bf16`, without them.
+#[cfg(test)]
+pub(super) fn attention_tile_emulated(args: &TileArgs<'_>, scratch: &mut TileScratch) {
+    attention::tile(ScalarLanes, attention_rounded::Rounded(attention_rounded::Emulated), args, scratch);
+}
+
 impl VectorKernels {
     /// The table of this level; [`Isa::Scalar`]'s where the CPU lacks it.
     pub fn for_isa(isa: Isa) -> Self {
@@ -165,13 +193,23 @@ impl VectorKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::AvxVnni => avx2::table(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => avx512::table(),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Amx => avx512::table(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::table().map(|table| {
+                let rounded = attention_rounded::Avx512Bf16::detect().map(|_| attention_tile_bf16 as _);
+                Self { attention_tile_rounded: rounded, ..table }
+            }),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => neon::table(),
             _ => None,
         };
         #[expect(clippy::expect_used, reason = "plain Rust needs no CPU feature")]
         table.or_else(scalar::table).expect("scalar code runs anywhere")
+    }
+
+    /// These, without rounding anything to bf16: what the exact mode uses.
+    pub fn without_bf16(self) -> Self {
+        Self { attention_tile_rounded: None, ..self }
     }
 
     /// Normalises `x` into `out`, both of the weight's length.
@@ -224,6 +262,19 @@ impl VectorKernels {
         args.check(scratch);
         // SAFETY: a table is only made when the CPU has the features of its functions.
         unsafe { (self.attention_tile)(args, scratch) }
+    }
+
+    /// As [`Self::attention_tile`], with queries, keys, weights and values rounded to bf16 where that is faster and the cache
+    /// isn't f32. A query's result doesn't depend on the others.
+    pub fn attention_tile_rounded(&self, args: &TileArgs<'_>, scratch: &mut TileScratch) {
+        match self.attention_tile_rounded {
+            Some(tile) if attention_rounded::takes(args) => {
+                args.check(scratch);
+                // SAFETY: a table is only made when the CPU has the features of its functions.
+                unsafe { tile(args, scratch) }
+            }
+            _ => self.attention_tile(args, scratch),
+        }
     }
 
     /// Quantises a group of columns whose rows are lanes, as `CpuKernels::quantize_act_row` does rows. The scale of a group that

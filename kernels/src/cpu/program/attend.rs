@@ -148,8 +148,13 @@ impl Run<'_> {
             scale: *scale,
             softcap: *softcap,
         };
+        let rounds = self.are_many(seq.rows.len());
         let WorkerScratch { attention, .. } = &mut *self.scratch;
-        self.code.vectors.attention_tile(&args, attention);
+        if rounds {
+            self.code.vectors.attention_tile_rounded(&args, attention);
+        } else {
+            self.code.vectors.attention_tile(&args, attention);
+        }
 
         let sink = |head: usize| sinks.map(|sinks| self.code.vectors_data[sinks.0][head]);
         let out_of = |i: usize| {

@@ -120,7 +120,7 @@ impl Program {
         };
         let instrs = place_barriers(&builder, packs, kernels.rounds_many(), &pairs);
         let code = Code {
-            vectors: VectorKernels::for_isa(kernels.isa()),
+            vectors: kernels.vectors(),
             kernels,
             buffers,
             acts,
