@@ -27,7 +27,10 @@ fn its_modules_do_what_they_say() {
 fn page_in_a_browser() {
     if !has("chromium") || !has("chromedriver") {
         // Not even CI has a browser on every machine.
-        return support::skip_unless("REQUIRE_BROWSER", "no chromium and chromedriver: the page is not tested in a browser");
+        return support::skip_unless(
+            "REQUIRE_BROWSER",
+            "no chromium and chromedriver: the page is not tested in a browser",
+        );
     }
     let Some(model) = support::fetch_model("smollm2") else { return };
     let python = match tools::python("browser", &DRIVER) {

@@ -27,9 +27,7 @@ pub(super) struct Rounded<M>(pub(super) M);
 
 /// Whether a tile can be computed so: whole pairs and vectors, and a cache that doesn't promise more than 16 bits.
 pub(super) fn takes(args: &TileArgs<'_>) -> bool {
-    args.k_dim.is_multiple_of(2)
-        && args.v_dim.is_multiple_of(LANES)
-        && ![args.kv.k, args.kv.v].contains(&KvType::F32)
+    args.k_dim.is_multiple_of(2) && args.v_dim.is_multiple_of(LANES) && ![args.kv.k, args.kv.v].contains(&KvType::F32)
 }
 
 impl<L: Lanes, M: PairMath<L>> Products<L> for Rounded<M> {

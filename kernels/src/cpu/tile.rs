@@ -6,7 +6,8 @@
 //! Integers are exact inside a group. A group's scale then costs two multiply-adds and no conversion: dot products start at the
 //! bits of [`MAGIC`] = 1.5 · 2^23, where a unit in the last place is 1. Read as f32 they are `MAGIC` + dot, exactly, as long as
 //! |dot| < 2^22; the largest is 32 · 255 · 127 < 2^20. Then fma(f, d, −`MAGIC` · d) is d · dot with one rounding, since the last
-//! term is exact: d has at most 22 significant bits (`ActRows`).
+//! term is exact: d has at most 22 significant bits (`ActRows`). CPUs that convert in pipes of their own do without
+//! ([`TileLanes::CONVERTS`]).
 
 #![allow(
     clippy::needless_range_loop,
@@ -43,6 +44,26 @@ pub(super) struct Tile {
     pub(super) accumulate: bool,
 }
 
+impl Tile {
+    /// From column `first` on.
+    ///
+    /// # Safety
+    /// The tile must have it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn columns(&self, first: usize) -> Self {
+        // SAFETY: inside the shapes of the fields, by contract.
+        unsafe {
+            Self {
+                codes: self.codes.add(first * self.code_stride),
+                scales: self.scales.add(first * self.scale_stride),
+                mins: self.mins.add(first * self.scale_stride),
+                sums: self.sums.add(first * PACK_ROWS),
+                ..*self
+            }
+        }
+    }
+}
+
 /// The registers of an ISA.
 ///
 /// # Safety
@@ -55,6 +76,10 @@ pub(super) trait TileLanes {
     type Int: Copy;
     /// f32.
     type Float: Copy;
+
+    /// Whether [`Self::convert`] costs nothing beside multiplications, as on CPUs that add and convert in pipes of their own. Then dot
+    /// products start at 0 instead of [`MAGIC`], and the two groups of a scale of activations share its multiplication.
+    const CONVERTS: bool = false;
 
     /// What is subtracted from the codes of a type, none of which exceeds `max`, when they are unpacked: 128 where the dot product
     /// wants them signed.
@@ -76,6 +101,15 @@ pub(super) trait TileLanes {
     unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
     /// `a · b + c`, rounded once.
     unsafe fn fma(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+    /// Integers below 2^22 in magnitude, exactly.
+    #[inline(always)]
+    unsafe fn convert(x: Self::Int) -> Self::Float {
+        // SAFETY: value-only.
+        unsafe {
+            let shifted = Self::from_bits(Self::add_int(x, Self::splat_int(MAGIC_BITS)));
+            Self::fma(shifted, Self::splat(1.0), Self::splat(-MAGIC))
+        }
+    }
     /// `acc + a · b`, rounded once, in the register of `acc`.
     #[inline(always)]
     unsafe fn add_product(acc: Self::Float, a: Self::Float, b: Self::Float) -> Self::Float {
@@ -129,8 +163,8 @@ macro_rules! lanes_of {
 #[cfg(target_arch = "x86_64")]
 pub(super) use lanes_of;
 
-/// For each group of weights and lane what its dot products start at, [`MAGIC_BITS`] − offset · Σ q, where the offset is the type's
-/// less [`TileLanes::bias`]; for formats with minima the bits of d · Σ q. `[num_groups · 32 / GROUP][PACK_ROWS]`.
+/// For each group of weights and lane what its dot products start at, [`MAGIC_BITS`] (0 with [`TileLanes::CONVERTS`]) −
+/// offset · Σ q, where the offset is the type's less [`TileLanes::bias`]; for formats with minima the bits of d · Σ q. `[num_groups · 32 / GROUP][PACK_ROWS]`.
 ///
 /// # Safety
 /// `sums` (pairs of a group, `[num_groups][PACK_ROWS][2]`), `d` and `aux` must be valid for `num_groups` groups of 32; the CPU must have the
@@ -156,13 +190,18 @@ pub(super) unsafe fn prepare_aux<L: TileLanes, const GROUP: usize, const MIN: bo
                         let sum = L::from_bits(L::add_int(sum, L::splat_int(MAGIC_BITS)));
                         L::to_bits(L::fma(sum, d, L::mul(d, L::splat(-MAGIC))))
                     } else {
-                        L::mul_add_int(sum, L::splat_int(-offset), L::splat_int(MAGIC_BITS))
+                        L::mul_add_int(sum, L::splat_int(-offset), L::splat_int(start_bits::<L>()))
                     };
                     L::store_int(aux.add((group * parts + part) * PACK_ROWS + lane), value);
                 }
             }
         }
     }
+}
+
+/// What a dot product of nothing is.
+const fn start_bits<L: TileLanes>() -> i32 {
+    if L::CONVERTS { 0 } else { MAGIC_BITS }
 }
 
 /// Computes the tile. To be inlined into a function compiled for the ISA.
@@ -194,11 +233,16 @@ pub(super) unsafe fn compute<
             let (mut d, mut shift) = ([L::splat(0.0); R], [L::splat(0.0); R]);
             for r in 0..R {
                 d[r] = L::load(tile.d.add(group * PACK_ROWS + r * L::LANES));
-                shift[r] = L::mul(d[r], L::splat(-MAGIC));
+                if !L::CONVERTS {
+                    shift[r] = L::mul(d[r], L::splat(-MAGIC));
+                }
             }
+            // Dot products of the group times the scales of weights, where all of them meet the scale of activations at once.
+            let mut scaled = [[L::splat(0.0); R]; N];
+            let shares_d = L::CONVERTS && GROUP < 32;
             for part in 0..32 / GROUP {
                 let index = group * (32 / GROUP) + part;
-                let mut start = [L::splat_int(MAGIC_BITS); R];
+                let mut start = [L::splat_int(start_bits::<L>()); R];
                 if !MIN {
                     for r in 0..R {
                         start[r] = L::load_int(tile.aux.add(index * PACK_ROWS + r * L::LANES));
@@ -210,8 +254,18 @@ pub(super) unsafe fn compute<
                 for n in 0..N {
                     let scale = L::splat(*tile.scales.add(n * tile.scale_stride + index));
                     for r in 0..R {
-                        let dot = L::fma(L::from_bits(dots[n][r]), d[r], shift[r]);
-                        acc[n][r] = L::add_product(acc[n][r], dot, scale);
+                        if shares_d {
+                            let dot = L::convert(dots[n][r]);
+                            scaled[n][r] =
+                                if part == 0 { L::mul(dot, scale) } else { L::add_product(scaled[n][r], dot, scale) };
+                        } else {
+                            let dot = if L::CONVERTS {
+                                L::mul(L::convert(dots[n][r]), d[r])
+                            } else {
+                                L::fma(L::from_bits(dots[n][r]), d[r], shift[r])
+                            };
+                            acc[n][r] = L::add_product(acc[n][r], dot, scale);
+                        }
                     }
                 }
                 if MIN {
@@ -224,6 +278,13 @@ pub(super) unsafe fn compute<
                         for r in 0..R {
                             acc[n][r] = L::add_product(acc[n][r], sums[r], min);
                         }
+                    }
+                }
+            }
+            if shares_d {
+                for n in 0..N {
+                    for r in 0..R {
+                        acc[n][r] = L::add_product(acc[n][r], scaled[n][r], d[r]);
                     }
                 }
             }

@@ -15,6 +15,9 @@ use crate::cpu::tile::{self, Tile};
 /// A `#[target_feature]` function can't depend on a type parameter, so each implementation brings the hot functions compiled
 /// for its own features.
 pub(super) trait Dot: Copy + 'static {
+    /// See [`tile::TileLanes::CONVERTS`].
+    const CONVERTS: bool = false;
+
     /// The dot product itself, to be inlined into the functions below.
     ///
     /// # Safety
@@ -49,6 +52,10 @@ pub(super) trait Dot: Copy + 'static {
 /// `vpdpbusd`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Vnni;
+
+/// `vpdpbusd` on CPUs with BF16 but without AMX, which are AMD's: they convert and add in other pipes than they multiply.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VnniConverts;
 
 /// Multiplication of even and odd bytes as 16-bit integers: exact for all codes, where `vpmaddubsw` would saturate above 128.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +94,18 @@ impl Dot for Vnni {
     unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         // SAFETY: the caller has VNNI.
         unsafe { _mm512_dpbusd_epi32(acc, codes, x) }
+    }
+
+    hot_functions!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+}
+
+impl Dot for VnniConverts {
+    const CONVERTS: bool = true;
+
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the caller has VNNI.
+        unsafe { Vnni::dot(acc, codes, x) }
     }
 
     hot_functions!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");

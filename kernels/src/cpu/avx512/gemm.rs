@@ -88,8 +88,19 @@ pub(super) fn prefetch(address: *const u8) {
 }
 
 unsafe fn by_registers<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile, registers: usize) {
-    // SAFETY: the caller's promises, passed on.
+    // SAFETY: the caller's promises, passed on; halves of the tile.
     unsafe {
+        if D::CONVERTS && GROUP < ACT_GROUP {
+            // Scaled sums of a group need registers too.
+            let num_cols = Gemm::<D>::TILE_COLS[registers - 1];
+            for half in [tile.columns(0), tile.columns(num_cols / 2)] {
+                match registers {
+                    1 => D::gemm_tile::<GROUP, MIN, 1, 6>(&half),
+                    _ => D::gemm_tile::<GROUP, MIN, 2, 3>(&half),
+                }
+            }
+            return;
+        }
         match registers {
             1 => D::gemm_tile::<GROUP, MIN, 1, 12>(tile),
             _ => D::gemm_tile::<GROUP, MIN, 2, 6>(tile),
@@ -159,6 +170,7 @@ pub(super) struct Lanes<D>(PhantomData<D>);
 
 impl<D: Dot> TileLanes for Lanes<D> {
     const LANES: usize = 16;
+    const CONVERTS: bool = D::CONVERTS;
     type Int = __m512i;
     type Float = __m512;
 
@@ -242,6 +254,12 @@ impl<D: Dot> TileLanes for Lanes<D> {
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: value-only.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn convert(x: __m512i) -> __m512 {
+        // SAFETY: value-only.
+        unsafe { _mm512_cvtepi32_ps(x) }
     }
 
     #[inline(always)]

@@ -27,7 +27,7 @@ mod formats;
 mod gemm;
 mod rounded;
 
-use dot::{Dot, Emulated, Vnni};
+use dot::{Dot, Emulated, Vnni, VnniConverts};
 use gemm::Gemm;
 
 use super::{
@@ -62,13 +62,17 @@ const fn rounding<I: rounded::TileIsa>() -> Rounding {
 pub(super) const SCRATCH_BYTES: usize = rounded::SCRATCH_BYTES;
 
 /// The table for CPUs with VNNI and BF16.
-pub(super) const BF16: CpuKernels =
-    CpuKernels { isa: Isa::Avx512Bf16, matmul_bf16: Some(bf16::matmul::<bf16::Avx512Bf16>), ..VNNI };
+pub(super) const BF16: CpuKernels = CpuKernels {
+    isa: Isa::Avx512Bf16,
+    matmul_q8: matmul_q8::<Vnni, Gemm<VnniConverts>>,
+    matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<Gemm<VnniConverts>>),
+    matmul_bf16: Some(bf16::matmul::<bf16::Avx512Bf16>),
+    ..VNNI
+};
 
 /// [`BF16`] for CPUs without it.
 #[cfg(test)]
-pub(super) const EMULATED_BF16: CpuKernels =
-    CpuKernels { isa: Isa::Avx512Bf16, matmul_bf16: Some(bf16::matmul::<bf16::Emulated>), ..VNNI };
+pub(super) const EMULATED_BF16: CpuKernels = CpuKernels { matmul_bf16: Some(bf16::matmul::<bf16::Emulated>), ..BF16 };
 
 /// The table for CPUs with VNNI.
 pub(super) const VNNI: CpuKernels = CpuKernels {
