@@ -25,7 +25,7 @@ pub const NO_BLOCK: u32 = u32::MAX;
 
 /// Queries that one tile takes at most: a multiple of every [`Lanes::QUERIES`], enough that widening a block costs little
 /// beside the work on it, few enough that their state stays in the L2 cache.
-pub const TILE_QUERIES: usize = 48;
+pub const TILE_QUERIES: usize = 96;
 
 /// One tile's work: `queries.len()` queries of one KV head of one sequence.
 #[derive(Debug, Clone, Copy)]

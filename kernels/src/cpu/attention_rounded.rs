@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use half::f16;
+
 use super::attention::{KV_BLOCK, Products, TileArgs};
 use super::kv::{KvType, widen_keys, widen_values};
 use super::simd::{LANES, Lanes};
@@ -49,14 +51,23 @@ impl<L: Lanes, M: PairMath<L>> Products<L> for Rounded<M> {
 
     #[inline(always)]
     fn keys(self, l: L, kv: KvType, block: &[u8], k_dim: usize, to: &mut [f32]) {
+        if kv == KvType::F16 {
+            return pair_f16(l, self.0, bytemuck::cast_slice(block), KV_BLOCK, to);
+        }
         widen_keys(l, kv, block, k_dim, to);
         pair_rows(l, self.0, to, k_dim / 2, KV_BLOCK);
     }
 
     #[inline(always)]
     fn values(self, l: L, kv: KvType, block: &[u8], v_dim: usize, used: &Range<usize>, to: &mut [f32]) {
-        widen_values(l, kv, block, v_dim, to);
         // The neighbour of a token that is seen may be anything: its weight is 0, which must not meet a NaN.
+        let all_finite = used.start.is_multiple_of(2) && used.end.is_multiple_of(2);
+        if kv == KvType::F16 && all_finite {
+            let block = bytemuck::cast_slice::<u8, f16>(block);
+            let (from, to) = (&block[used.start * v_dim..used.end * v_dim], &mut to[used.start / 2 * v_dim..]);
+            return pair_f16(l, self.0, from, v_dim, to);
+        }
+        widen_values(l, kv, block, v_dim, to);
         to[..used.start * v_dim].fill(0.0);
         to[used.end * v_dim..KV_BLOCK * v_dim].fill(0.0);
         pair_rows(l, self.0, to, KV_BLOCK / 2, v_dim);
@@ -100,6 +111,18 @@ fn pair_rows<L: Lanes, M: PairMath<L>>(l: L, math: M, rows: &mut [f32], num_pair
     }
 }
 
+/// Rows `2i` and `2i + 1` of `from`, `width` long, become row `i` of pairs in `to`.
+#[inline(always)]
+fn pair_f16<L: Lanes, M: PairMath<L>>(l: L, math: M, from: &[f16], width: usize, to: &mut [f32]) {
+    for (rows, to) in from.chunks_exact(2 * width).zip(to.chunks_exact_mut(width)) {
+        let (low, high) = rows.split_at(width);
+        let halves = low.as_chunks::<LANES>().0.iter().zip(high.as_chunks::<LANES>().0);
+        for ((low, high), to) in halves.zip(to.as_chunks_mut::<LANES>().0) {
+            l.store(math.pairs(l, l.load_f16(low), l.load_f16(high)), to);
+        }
+    }
+}
+
 /// `vdpbf16ps` and its conversions.
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::Avx512Bf16;
@@ -125,12 +148,20 @@ mod x86 {
     impl PairMath<Avx512Lanes> for Avx512Bf16 {
         #[inline(always)]
         fn pairs(self, _: Avx512Lanes, low: __m512, high: __m512) -> __m512 {
-            // SAFETY: both values prove the features; vectors of bf16 are bits of any content.
+            /// Numbers i and 16 + i side by side.
+            const ZIP: [u16; 32] = {
+                let mut zip = [0; 32];
+                let mut i = 0;
+                while i < 32 {
+                    zip[i] = (i / 2 + i % 2 * 16) as u16;
+                    i += 1;
+                }
+                zip
+            };
+            // SAFETY: both values prove the features; vectors of bf16 are bits of any content; the array is a vector's.
             unsafe {
-                let low = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
-                let high = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(high));
-                let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
-                _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
+                let both = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_loadu_si512(ZIP.as_ptr().cast()), both))
             }
         }
 
