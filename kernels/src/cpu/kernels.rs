@@ -27,7 +27,7 @@ pub struct CpuKernels {
     /// Results with rows in lanes; `None` where the kernel of many rows has none.
     pub(super) matmul_q8_lanes: Option<unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, &mut Scratch)>,
     pub(super) matmul_f32: unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch),
-    /// Many rows on bf16 weights, with activations rounded to bf16.
+    /// Many rows on bf16 and f16 weights, with activations, and those of f16, rounded to bf16.
     pub(super) matmul_bf16: Option<unsafe fn(&MatrixRef, Range<usize>, &FloatActs, *mut f32, usize, &mut Scratch)>,
     /// Many rows on quantised weights, both rounded to bf16; `None` where integers are faster.
     pub(super) rounded: Option<Rounding>,
@@ -269,7 +269,7 @@ impl CpuKernels {
         unsafe { (self.matmul_f32)(w, rows, acts, out, out_stride, scratch) }
     }
 
-    /// As [`Self::matmul_f32`] for float weights where activations may be rounded to bf16 (8 significant bits): with bf16 weights
+    /// As [`Self::matmul_f32`] for float weights where both factors may be rounded to bf16 (8 significant bits): with 16-bit weights
     /// and many rows that is done where the CPU multiplies bf16.
     ///
     /// # Panics
@@ -301,7 +301,7 @@ impl CpuKernels {
 
     /// Whether [`Self::matmul_rounded`] rounds many rows of `k` activations for weights of this type. If not, it takes them packed.
     pub fn rounds(&self, dtype: QuantType, k: usize) -> bool {
-        self.matmul_bf16.is_some() && dtype == QuantType::BF16 && k.is_multiple_of(BF16_UNIT)
+        self.matmul_bf16.is_some() && matches!(dtype, QuantType::BF16 | QuantType::F16) && k.is_multiple_of(BF16_UNIT)
     }
 
     /// The whole matrix: `out`, `[M, N]`, from quantised activations.

@@ -505,16 +505,18 @@ fn lanes_are_the_transposed_output() {
     }
 }
 
-/// The product of bf16 weights with activations rounded to bf16, on the tables that round.
+/// The product of 16-bit weights with activations, both rounded to bf16, on the tables that round.
 #[test]
-fn matmul_rounded_is_exact_on_rounded_activations() {
+fn matmul_rounded_is_exact_on_rounded_factors() {
     let kernels: Vec<_> = all_kernels().into_iter().filter(|kernels| kernels.matmul_bf16.is_some()).collect();
     if kernels.is_empty() {
         eprintln!("SKIP: nothing multiplies bf16 here");
     }
     for kernels in kernels {
-        for (k, n, m) in [(32, 1, 9), (64, 31, 16), (512, 33, 33), (544, 64, 40), (1056, 5, 515)] {
-            let case = Case::new(QuantType::BF16, m, n, k, k as u64);
+        for (dtype, (k, n, m)) in [QuantType::BF16, QuantType::F16].into_iter().flat_map(|dtype| {
+            [(32, 1, 9), (64, 31, 16), (512, 33, 33), (544, 64, 40), (1056, 5, 515)].map(|shape| (dtype, shape))
+        }) {
+            let case = Case::new(dtype, m, n, k, k as u64);
             let mut out = vec![7777.0; m * (n + 3)];
             let mut scratch = Scratch::for_shapes(k);
             // SAFETY: `out` is [m, n + 3].
@@ -523,20 +525,22 @@ fn matmul_rounded_is_exact_on_rounded_activations() {
             }
             let mut dense = vec![0.0; n * k];
             for (row, dense) in dense.chunks_exact_mut(k).enumerate() {
-                QuantType::BF16.dequantize_row(case.matrix().row(row), dense).unwrap();
+                dtype.dequantize_row(case.matrix().row(row), dense).unwrap();
             }
-            let rounded: Vec<f64> = case.x.iter().map(|&x| half::bf16::from_f32(x).to_f64()).collect();
+            let round = |x: &f32| half::bf16::from_f32(*x).to_f64();
+            let (dense, rounded): (Vec<_>, Vec<_>) =
+                (dense.iter().map(round).collect(), case.x.iter().map(round).collect());
             for (i, &got) in out.iter().enumerate() {
                 let (m, n) = (i / (n + 3), i % (n + 3));
                 if n >= case.n {
                     assert_eq!(got, 7777.0, "{} [{m}, {n}]", kernels.isa().name());
                     continue;
                 }
-                let terms = dense[n * k..][..k].iter().zip(&rounded[m * k..][..k]).map(|(&w, &x)| f64::from(w) * x);
+                let terms = dense[n * k..][..k].iter().zip(&rounded[m * k..][..k]).map(|(w, x): (&f64, &f64)| w * x);
                 let (expected, tolerance) = sum_of(k, terms);
                 assert!(
                     (f64::from(got) - expected).abs() <= tolerance,
-                    "{} K {k} [{m}, {n}]: {got}, not {expected} ± {tolerance}",
+                    "{} {dtype} K {k} [{m}, {n}]: {got}, not {expected} ± {tolerance}",
                     kernels.isa().name(),
                 );
             }

@@ -212,6 +212,11 @@ impl VectorKernels {
         Self { attention_tile_rounded: None, ..self }
     }
 
+    /// Whether [`Self::attention_tile_rounded`] rounds.
+    pub fn rounds_attention(&self) -> bool {
+        self.attention_tile_rounded.is_some()
+    }
+
     /// Normalises `x` into `out`, both of the weight's length.
     pub fn norm(&self, row: &NormRow<'_>, x: &[f32], out: &mut [f32]) {
         same_length!(x.len(), out.len());

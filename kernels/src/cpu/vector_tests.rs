@@ -250,6 +250,17 @@ impl Cache {
 /// All results of a tile.
 fn attend(kernels: &VectorKernels, args: &TileArgs<'_>, scratch: &mut TileScratch, sink: Option<f32>) -> Vec<f32> {
     kernels.attention_tile(args, scratch);
+    finish(args, scratch, sink)
+}
+
+/// The same with rounded products.
+fn attend_rounded(kernels: &VectorKernels, args: &TileArgs<'_>, sink: Option<f32>) -> Vec<f32> {
+    let mut scratch = TileScratch::new(args.k_dim.max(args.v_dim));
+    kernels.attention_tile_rounded(args, &mut scratch);
+    finish(args, &scratch, sink)
+}
+
+fn finish(args: &TileArgs<'_>, scratch: &TileScratch, sink: Option<f32>) -> Vec<f32> {
     let mut out = vec![f32::NAN; args.queries.len() * args.v_dim];
     for (n, out) in out.chunks_exact_mut(args.v_dim).enumerate() {
         scratch.finish(n, sink, out);
@@ -336,6 +347,134 @@ fn attention_ignores_what_nobody_sees() {
         }
         let got = attend(&kernels, &cache.args(&tile, 0), &mut TileScratch::new(16), None);
         assert_eq!(got, clean, "{isa}");
+    }
+}
+
+/// Tables that round attention, one with the instructions emulated.
+fn rounding_tables() -> Vec<(&'static str, VectorKernels)> {
+    let mut tables = tables();
+    tables.retain(|(_, table)| table.rounds_attention());
+    let mut emulated = VectorKernels::for_isa(Isa::Scalar);
+    emulated.attention_tile_rounded = Some(super::vector::attention_tile_emulated);
+    tables.push(("emulated", emulated));
+    tables
+}
+
+fn bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
+/// Queries (times the scale in units of ln 2), keys and values are those that were rounded, and each weight is within half a step.
+#[test]
+fn rounded_attention_is_that_of_rounded_factors() {
+    for (isa, kernels) in rounding_tables() {
+        for (k_dim, v_dim) in [(64, 64), (24, 48), (128, 256), (256, 16), (96, 64)] {
+            for kv in kv_types().filter(|kv| kv.fits(k_dim, v_dim) && ![kv.k, kv.v].contains(&KvType::F32)) {
+                let mut cache = Cache::new(kv, 2, k_dim, v_dim, 5);
+                for x in cache.keys.iter_mut().chain(&mut cache.values) {
+                    *x = bf16(*x);
+                }
+                let queries = values(13, TILE_QUERIES * k_dim, 1.0);
+                for count in [1, 2, 5, 12, 13, TILE_QUERIES] {
+                    for shift in 0..RANGES.len() {
+                        let tile: Vec<_> = (0..count)
+                            .map(|n| (&queries[n * k_dim..][..k_dim], RANGES[(n + shift) % RANGES.len()].clone()))
+                            .collect();
+                        let mut args = cache.args(&tile, shift % 2);
+                        args.softcap = (shift % 3 == 0).then_some(2.0);
+                        let sink = (shift % 4 > 1).then_some(shift as f32 - 3.0);
+                        let got = attend_rounded(&kernels, &args, sink);
+
+                        let unit = if args.softcap.is_some() { 1.0 } else { std::f32::consts::LOG2_E };
+                        let factor = args.scale * unit;
+                        let rounded: Vec<f32> = queries.iter().map(|x| bf16(x * factor) / factor).collect();
+                        let tile: Vec<_> =
+                            tile.iter().zip(rounded.chunks(k_dim)).map(|((_, seen), q)| (q, seen.clone())).collect();
+                        let expected = cache.expected(&TileArgs { queries: &tile, ..args }, sink);
+                        // Half a step of 8 bits, of values up to 2.
+                        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                            let error = (f64::from(*got) - expected).abs();
+                            assert!(error <= 2.0 / 256.0, "{isa} {kv} [{i}]: {got} instead of {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rounding errs both ways: over many queries little is left of it.
+#[test]
+fn rounded_attention_stays_close() {
+    for (isa, kernels) in rounding_tables() {
+        let cache = Cache::new(KvType::F16.into(), 1, 64, 64, 5);
+        let queries = values(17, TILE_QUERIES * 64, 1.0);
+        let tile: Vec<_> = queries.chunks(64).map(|q| (q, 0..150)).collect();
+        let args = cache.args(&tile, 0);
+        let expected = cache.expected(&args, None);
+        let errors: f64 = attend_rounded(&kernels, &args, None)
+            .iter()
+            .zip(&expected)
+            .map(|(got, expected)| (f64::from(*got) - expected).powi(2))
+            .sum();
+        let all: f64 = expected.iter().map(|x| x * x).sum();
+        let relative = (errors / all).sqrt();
+        println!("{isa}: {relative:.5}");
+        assert!(relative < 0.006, "{isa}: {relative}");
+    }
+}
+
+#[test]
+fn a_rounded_query_does_not_depend_on_the_others() {
+    for (isa, kernels) in rounding_tables() {
+        let cache = Cache::new(KvType::F16.into(), 1, 64, 32, 5);
+        let queries = values(19, 40 * 64, 1.0);
+        let tile: Vec<_> = queries.chunks(64).zip(0..).map(|(q, n)| (q, n / 3..n * 3 + 2)).collect();
+        let all = attend_rounded(&kernels, &cache.args(&tile, 0), None);
+        for (n, expected) in all.chunks(32).enumerate() {
+            assert_eq!(attend_rounded(&kernels, &cache.args(&tile[n..n + 1], 0), None), expected, "{isa} {n}");
+        }
+    }
+}
+
+#[test]
+fn rounded_attention_ignores_what_nobody_sees() {
+    for (isa, kernels) in rounding_tables() {
+        for seen in [3..20, 4..20, 3..21, 2..32] {
+            let mut cache = Cache::new(KvType::F16.into(), 1, 16, 16, 2);
+            let query = values(1, 16, 1.0);
+            let tile = [(&query[..], seen.clone())];
+            let clean = attend_rounded(&kernels, &cache.args(&tile, 0), None);
+            for position in (0..seen.start).chain(seen.end..KV_BLOCK) {
+                cache.keys[position * 16..][..16].fill(f32::NAN);
+                cache.values[position * 16..][..16].fill(f32::NAN);
+                cache.store(position);
+            }
+            assert_eq!(attend_rounded(&kernels, &cache.args(&tile, 0), None), clean, "{isa} {seen:?}");
+        }
+    }
+}
+
+/// An f32 cache promises more than 8 bits, and heads that aren't whole pairs and vectors have no kernel; nor has the exact mode.
+#[test]
+fn what_must_not_be_rounded_is_not() {
+    for (isa, kernels) in rounding_tables() {
+        let exact = kernels.without_bf16();
+        for (kv, k_dim, v_dim, rounds) in [
+            (KvType::F16.into(), 32, 32, true),
+            (KvTypes { k: KvType::F32, v: KvType::F16 }, 32, 32, false),
+            (KvTypes { k: KvType::F16, v: KvType::F32 }, 32, 32, false),
+            (KvType::F16.into(), 32, 24, false),
+            (KvType::F16.into(), 33, 32, false),
+        ] {
+            let cache = Cache::new(kv, 1, k_dim, v_dim, 2);
+            let query = values(23, k_dim, 1.0);
+            let tile = [(&query[..], 0..40)];
+            let args = cache.args(&tile, 0);
+            let expected = attend(&kernels, &args, &mut TileScratch::new(64), None);
+            assert_eq!(attend_rounded(&kernels, &args, None) != expected, rounds, "{isa} {kv} {k_dim} {v_dim}");
+            assert_eq!(attend_rounded(&exact, &args, None), expected, "{isa} {kv}");
+        }
     }
 }
 

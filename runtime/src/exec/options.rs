@@ -125,9 +125,9 @@ impl From<Device> for GpuOptions {
 /// Arithmetic of matmuls on the cpu and cuda executors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// On quantised weights activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible. Many
-    /// rows on bf16 weights are rounded to bf16 where the CPU multiplies that; with AMX many rows on quantised weights too, and so are
-    /// those weights.
+    /// On quantised weights activations in blocks of 32 int8 with an f32 scale: what makes integer dot products possible. Where the CPU
+    /// multiplies bf16, many rows on bf16 and f16 weights are rounded to that, and so are those weights; with AMX many rows on quantised
+    /// weights too, without it the factors of their attention over a cache that isn't f32.
     #[default]
     Q8,
     /// f32 activations on the exact values of the weights: slower.

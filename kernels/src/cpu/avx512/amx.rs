@@ -196,6 +196,11 @@ impl Bf16Isa for AmxBf16 {
         unsafe { Avx512Bf16::round_row(x, to) }
     }
 
+    unsafe fn round_f16(from: *const u16, len: usize, to: *mut u16) {
+        // SAFETY: as above.
+        unsafe { Avx512Bf16::round_f16(from, len, to) }
+    }
+
     unsafe fn tile(tile: &bf16::Tile) {
         /// Strides in bytes: of activations and of the panel and the sums.
         const X_STRIDE: usize = CHUNK * 2;

@@ -1,4 +1,5 @@
-//! Matmul of many rows on bfloat16 weights, with activations rounded to bfloat16: products are exact in f32, sums are f32.
+//! Matmul of many rows on 16-bit weights, with activations rounded to bfloat16, and weights of half precision too: products are exact
+//! in f32, sums are f32.
 //!
 //! Outside in: slabs of activation rows; chunks of K, for which the slab's activations are rounded; panels of [`PANEL`] rows of
 //! weights, transposed so that lanes are weights and neighbours in K lie in one lane; tiles of up to [`TILE_ROWS`] activation
@@ -13,6 +14,7 @@ use crate::cpu::{
     kernels::BF16_UNIT as UNIT,
     matrix::{FloatActs, MatrixRef, Scratch},
 };
+use crate::quant::QuantType;
 
 /// Rows of activations that share one transposition of the weights.
 const SLAB_ROWS: usize = 512;
@@ -23,8 +25,8 @@ pub(super) const PANEL: usize = 32;
 /// Most rows of activations in a tile.
 pub(super) const TILE_ROWS: usize = 32;
 
-/// What [`matmul`] takes from scratch: rounded activations, a panel, and the sums of a tile.
-const SCRATCH_BYTES: usize = SLAB_ROWS * CHUNK * 2 + CHUNK / 2 * PANEL * 4 + TILE_ROWS * PANEL * 4;
+/// What [`matmul`] takes from scratch: rounded activations and weights, a panel, and the sums of a tile.
+const SCRATCH_BYTES: usize = (SLAB_ROWS + PANEL) * CHUNK * 2 + CHUNK / 2 * PANEL * 4 + TILE_ROWS * PANEL * 4;
 const _: () = assert!(SCRATCH_BYTES <= float::SCRATCH_BYTES && CHUNK.is_multiple_of(UNIT));
 
 /// One tile.
@@ -54,6 +56,12 @@ pub(super) trait Bf16Isa {
     /// # Safety
     /// `to` must be valid for as many elements as `x` has, a multiple of 32; the CPU must have the ISA.
     unsafe fn round_row(x: &[f32], to: *mut u16);
+
+    /// Rounds half precision to nearest even.
+    ///
+    /// # Safety
+    /// `from` and `to` must be valid for `len` elements, a multiple of 32, at any alignment; the CPU must have the ISA.
+    unsafe fn round_f16(from: *const u16, len: usize, to: *mut u16);
 
     /// `sums[m][n] = Σ x[m] · panel[n]`; rows and lanes that there are not may come out as anything.
     ///
@@ -85,6 +93,18 @@ impl Bf16Isa for Avx512Bf16 {
         }
     }
 
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn round_f16(from: *const u16, len: usize, to: *mut u16) {
+        for i in (0..len).step_by(32) {
+            // SAFETY: 32 elements in, as many out.
+            unsafe {
+                let low = _mm512_cvtph_ps(_mm256_loadu_si256(from.add(i).cast()));
+                let high = _mm512_cvtph_ps(_mm256_loadu_si256(from.add(i + 16).cast()));
+                to.add(i).cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
+            }
+        }
+    }
+
     unsafe fn tile(tile: &Tile) {
         for row in (0..tile.num_rows).step_by(8) {
             // SAFETY: the caller's promises; rows row ..+ 8, of which the arrays have all.
@@ -109,6 +129,16 @@ impl Bf16Isa for Emulated {
         for (i, &x) in x.iter().enumerate() {
             // SAFETY: as many elements as `x` has.
             unsafe { to.add(i).write(half::bf16::from_f32(x).to_bits()) };
+        }
+    }
+
+    unsafe fn round_f16(from: *const u16, len: usize, to: *mut u16) {
+        for i in 0..len {
+            // SAFETY: the caller's elements.
+            unsafe {
+                let x = half::f16::from_bits(from.add(i).read_unaligned()).to_f32();
+                to.add(i).write(half::bf16::from_f32(x).to_bits());
+            }
         }
     }
 
@@ -197,6 +227,7 @@ pub(super) unsafe fn matmul<I: Bf16Isa>(
     let k = w.cols();
     let mut carve = scratch.carve();
     let rounded = carve.take::<u16>(SLAB_ROWS * CHUNK);
+    let rounded_weights = carve.take::<u16>(PANEL * CHUNK);
     let panel = carve.take::<u32>(CHUNK / 2 * PANEL);
     let sums = carve.take::<f32>(TILE_ROWS * PANEL);
     // SAFETY: the CPU is the caller's promise.
@@ -212,10 +243,19 @@ pub(super) unsafe fn matmul<I: Bf16Isa>(
             }
             for row in rows.clone().step_by(PANEL) {
                 let num_cols = PANEL.min(rows.end - row);
-                // SAFETY: rows row ..+ num_cols of the matrix, as pairs of elements; the panel has as many pairs as the chunk.
+                // SAFETY: rows row ..+ num_cols of the matrix, elements from ..+ elements, which are whole units; as pairs of them.
+                // The panel has as many pairs as the chunk.
                 unsafe {
-                    let weights = w.row(row).as_ptr().cast::<u32>().add(from / 2);
-                    transpose(weights, k / 2, num_cols, elements / 2, panel.as_mut_ptr(), PANEL);
+                    let (weights, stride) = if w.dtype() == QuantType::F16 {
+                        for (n, to) in rounded_weights.chunks_exact_mut(CHUNK).take(num_cols).enumerate() {
+                            let weights = w.row(row + n).as_ptr().cast::<u16>().add(from);
+                            I::round_f16(weights, elements, to.as_mut_ptr());
+                        }
+                        (rounded_weights.as_ptr().cast(), CHUNK / 2)
+                    } else {
+                        (w.row(row).as_ptr().cast::<u32>().add(from / 2), k / 2)
+                    };
+                    transpose(weights, stride, num_cols, elements / 2, panel.as_mut_ptr(), PANEL);
                 }
                 for m in (0..slab_rows).step_by(TILE_ROWS) {
                     let tile = Tile {

@@ -237,6 +237,7 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
         };
         program.run(&input).unwrap().to_vec()
     };
+    let rounds = CpuKernels::detect().vectors().rounds_attention();
     for kv in KV_TYPES {
         let mut expected = None;
         for num_workers in [1, 2, 7] {
@@ -250,7 +251,9 @@ fn a_long_context_in_parts_gives_the_same_on_any_number_of_workers_and_as_in_one
             assert_eq!(step(&mut program, num_tokens - 3..num_tokens), parts, "{kv}");
             let furthest = whole.iter().zip(&parts).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(furthest > 0.0, "{kv}: the context wasn't cut");
-            assert!(furthest < 1e-5, "{kv}: {furthest}");
+            // Many rows may be rounded, few are not.
+            let rounded = rounds && ![kv.k, kv.v].contains(&KvType::F32);
+            assert!(furthest < if rounded { 1e-2 } else { 1e-5 }, "{kv}: {furthest}");
             let bits = (whole, parts);
             assert!(*expected.get_or_insert(bits.clone()) == bits, "{kv}, {num_workers} workers");
         }
