@@ -106,14 +106,9 @@ impl TileScratch {
         self.sums[n].iter().sum()
     }
 
-    /// The result of query `n` of the last tile, if the tile covered all that it sees. A sink is one more score without a
-    /// value: it takes its part of the weights.
-    pub fn finish(&self, n: usize, sink: Option<f32>, out: &mut [f32]) {
-        let values = &self.values[n * self.v_dim..][..self.v_dim];
-        let factor = normaliser(self.max[n], self.sum(n), sink);
-        for (out, x) in out.iter_mut().zip(values) {
-            *out = x * factor;
-        }
+    /// Weighted values of query `n` of the last tile, and what they are to be multiplied by.
+    pub(super) fn result(&self, n: usize, sink: Option<f32>) -> (&[f32], f32) {
+        (&self.values[n * self.v_dim..][..self.v_dim], normaliser(self.max[n], self.sum(n), sink))
     }
 
     /// Stores the state of query `n` of the last tile: `[v_dim]` weighted values, then maximum and sum.

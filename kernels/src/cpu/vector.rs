@@ -62,6 +62,7 @@ pub struct VectorKernels {
     add: unsafe fn(&mut [f32], &[f32]),
     scale: unsafe fn(f32, &[f32], &mut [f32]),
     softcap: unsafe fn(f32, &[f32], &mut [f32]),
+    rope: unsafe fn(RopePairs, &[f32], &[f32], &mut [f32]),
     attention_tile: unsafe fn(&TileArgs<'_>, &mut TileScratch),
     /// With products of bf16 pairs; `None` where f32 is as fast, or is asked for.
     pub(super) attention_tile_rounded: Option<unsafe fn(&TileArgs<'_>, &mut TileScratch)>,
@@ -84,6 +85,7 @@ macro_rules! entry_points {
                     add,
                     scale,
                     softcap,
+                    rope,
                     attention_tile,
                     attention_tile_rounded: None,
                     quantize_lanes,
@@ -126,6 +128,10 @@ macro_rules! entry_points {
             $(#[$feature])?
             fn softcap(cap: f32, x: &[f32], out: &mut [f32]) {
                 math::softcap(lanes(), cap, x, out);
+            }
+            $(#[$feature])?
+            fn rope(pairs: RopePairs, cos: &[f32], sin: &[f32], head: &mut [f32]) {
+                rope_head(pairs, cos, sin, head);
             }
             $(#[$feature])?
             fn attention_tile(args: &TileArgs<'_>, scratch: &mut TileScratch) {
@@ -262,6 +268,20 @@ impl VectorKernels {
         unsafe { (self.softcap)(cap, x, out) }
     }
 
+    /// Rotates the first `2 · cos.len()` elements of `head`.
+    pub fn rope(&self, pairs: RopePairs, cos: &[f32], sin: &[f32], head: &mut [f32]) {
+        assert!(sin.len() == cos.len() && head.len() >= 2 * cos.len(), "rope: lengths differ");
+        // SAFETY: a table is only made when the CPU has the features of its functions.
+        unsafe { (self.rope)(pairs, cos, sin, head) }
+    }
+
+    /// The result of query `n` of the last tile, if the tile covered all that it sees. A sink is one more score without a
+    /// value: it takes its part of the weights.
+    pub fn finish_attention(&self, scratch: &TileScratch, n: usize, sink: Option<f32>, out: &mut [f32]) {
+        let (values, factor) = scratch.result(n, sink);
+        self.scale(factor, values, out);
+    }
+
     /// Attends with up to [`attention::TILE_QUERIES`] queries; see [`TileArgs`]. The results are in the scratch.
     pub fn attention_tile(&self, args: &TileArgs<'_>, scratch: &mut TileScratch) {
         args.check(scratch);
@@ -290,12 +310,10 @@ impl VectorKernels {
     }
 }
 
-/// Rotates the first `2 · cos.len()` elements of `head`.
-///
-/// Too little work (half a head) to be worth an entry per instruction set; the compiler vectorises the halves form.
-pub fn rope_head(pairs: RopePairs, cos: &[f32], sin: &[f32], head: &mut [f32]) {
+/// See `VectorKernels::rope`: the compiler vectorises it for the function that it is inlined into.
+#[inline(always)]
+fn rope_head(pairs: RopePairs, cos: &[f32], sin: &[f32], head: &mut [f32]) {
     let half = cos.len();
-    assert!(sin.len() == half && head.len() >= 2 * half, "rope: lengths differ");
     match pairs {
         RopePairs::Halves => {
             let (a, b) = head[..2 * half].split_at_mut(half);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::attention::{KV_BLOCK, TILE_QUERIES, TileArgs, TileScratch, merge_parts};
 use super::kv::{KvType, KvTypes};
-use super::vector::{Activation, NormRow, QuantizedLanes, RopePairs, VectorKernels, rope_head};
+use super::vector::{Activation, NormRow, QuantizedLanes, RopePairs, VectorKernels};
 use super::{ACT_GROUP, CpuKernels, Isa, PACK_ROWS};
 
 /// Lengths around the vector width, and real ones.
@@ -142,12 +142,29 @@ fn sums_scales_and_softcaps_match_their_definition() {
 fn rope_rotates_pairs_and_leaves_the_rest() {
     let (cos, sin) = ([0.6, 0.8], [0.8, -0.6]);
     let head = [1.0, 2.0, 3.0, 4.0, 5.0];
-    let mut halves = head;
-    rope_head(RopePairs::Halves, &cos, &sin, &mut halves);
-    close("halves", &halves, &[0.6 - 2.4, 1.6 + 2.4, 0.8 + 1.8, -1.2 + 3.2, 5.0], 1e-6);
-    let mut adjacent = head;
-    rope_head(RopePairs::Adjacent, &cos, &sin, &mut adjacent);
-    close("adjacent", &adjacent, &[0.6 - 1.6, 0.8 + 1.2, 2.4 + 2.4, -1.8 + 3.2, 5.0], 1e-6);
+    for (isa, kernels) in tables() {
+        let mut halves = head;
+        kernels.rope(RopePairs::Halves, &cos, &sin, &mut halves);
+        close(isa, &halves, &[0.6 - 2.4, 1.6 + 2.4, 0.8 + 1.8, -1.2 + 3.2, 5.0], 1e-6);
+        let mut adjacent = head;
+        kernels.rope(RopePairs::Adjacent, &cos, &sin, &mut adjacent);
+        close(isa, &adjacent, &[0.6 - 1.6, 0.8 + 1.2, 2.4 + 2.4, -1.8 + 3.2, 5.0], 1e-6);
+        for len in [2, 14, 30, 64, 80, 128, 256] {
+            let (head, angles) = (values(len as u64, len, 3.0), values(9, len / 2, 3.0));
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|x| (x.cos(), x.sin())).unzip();
+            for pairs in [RopePairs::Halves, RopePairs::Adjacent] {
+                let mut expected = vec![0.0; len];
+                for i in 0..len / 2 {
+                    let [a, b] = if pairs == RopePairs::Halves { [i, i + len / 2] } else { [2 * i, 2 * i + 1] };
+                    let [x, y, c, s] = [head[a], head[b], cos[i], sin[i]].map(f64::from);
+                    (expected[a], expected[b]) = (x * c - y * s, x * s + y * c);
+                }
+                let mut got = head.clone();
+                kernels.rope(pairs, &cos, &sin, &mut got);
+                close(isa, &got, &expected, 1e-6);
+            }
+        }
+    }
 }
 
 /// One sequence scattered over the blocks of a cache.
@@ -250,20 +267,20 @@ impl Cache {
 /// All results of a tile.
 fn attend(kernels: &VectorKernels, args: &TileArgs<'_>, scratch: &mut TileScratch, sink: Option<f32>) -> Vec<f32> {
     kernels.attention_tile(args, scratch);
-    finish(args, scratch, sink)
+    finish(kernels, args, scratch, sink)
 }
 
 /// The same with rounded products.
 fn attend_rounded(kernels: &VectorKernels, args: &TileArgs<'_>, sink: Option<f32>) -> Vec<f32> {
     let mut scratch = TileScratch::new(args.k_dim.max(args.v_dim));
     kernels.attention_tile_rounded(args, &mut scratch);
-    finish(args, &scratch, sink)
+    finish(kernels, args, &scratch, sink)
 }
 
-fn finish(args: &TileArgs<'_>, scratch: &TileScratch, sink: Option<f32>) -> Vec<f32> {
+fn finish(kernels: &VectorKernels, args: &TileArgs<'_>, scratch: &TileScratch, sink: Option<f32>) -> Vec<f32> {
     let mut out = vec![f32::NAN; args.queries.len() * args.v_dim];
     for (n, out) in out.chunks_exact_mut(args.v_dim).enumerate() {
-        scratch.finish(n, sink, out);
+        kernels.finish_attention(scratch, n, sink, out);
     }
     out
 }

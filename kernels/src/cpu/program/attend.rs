@@ -166,7 +166,8 @@ impl Run<'_> {
             for (n, i) in queries.enumerate() {
                 let (range, head) = out_of(i);
                 // SAFETY: this head of this row belongs to this piece alone.
-                attention.finish(n, sink(head), unsafe { self.memory.arena.slice_mut(range) });
+                let out = unsafe { self.memory.arena.slice_mut(range) };
+                self.code.vectors.finish_attention(attention, n, sink(head), out);
             }
             return;
         }

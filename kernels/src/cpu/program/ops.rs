@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{ActSlot, CacheSlot, Code, Memory, StepInput, WorkerScratch};
 use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
-use crate::cpu::vector::{NormRow, rope_head};
+use crate::cpu::vector::NormRow;
 use crate::cpu::{
     ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, PackedBlock, ROW_TILE,
     RoundedActs, SUM_GROUP,
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
                     let angles = row * half..(row + 1) * half;
                     // SAFETY: own row.
                     for head in unsafe { self.row_mut(x, row) }.chunks_exact_mut(*head_dim) {
-                        rope_head(*pairs, &cos[angles.clone()], &sin[angles.clone()], head);
+                        vectors.rope(*pairs, &cos[angles.clone()], &sin[angles.clone()], head);
                     }
                 }
             }
