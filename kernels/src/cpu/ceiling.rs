@@ -229,7 +229,8 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn read_avx2(words: &[u64]) -> u64 {
-        super::read_streams(words, |line| _mm_prefetch::<_MM_HINT_T0>(line.cast()))
+        let read_once = crate::cpu::ahead::ReadOnce::detect();
+        super::read_streams(words, |line| read_once.ask(line.cast()))
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

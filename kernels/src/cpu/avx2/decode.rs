@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     cpu::{
+        ahead::ReadOnce,
         matrix::{ACT_GROUP, ActRows, MatrixRef, SUM_GROUP, Scratch},
         scalar::unreachable_float,
     },
@@ -20,6 +21,7 @@ use crate::{
 /// One matmul.
 pub(super) struct DecodeJob {
     w: *const u8,
+    read_once: ReadOnce,
     row_bytes: usize,
     k: usize,
     /// i8 `[M, K]`
@@ -52,7 +54,8 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
             let mut at = [job.w; R];
             for r in 0..R {
                 at[r] = job.w.add((row + r) * job.row_bytes + block * block_bytes);
-                _mm_prefetch::<_MM_HINT_T0>(at[r].wrapping_add(R * job.row_bytes).cast());
+                // Volatile: known before the loop, it would make two of it.
+                (&raw const job.read_once).read_volatile().ask(at[r].wrapping_add(R * job.row_bytes));
                 F::scales(at[r], &mut scales[r], &mut mins[r]);
             }
             for i in 0..block_len / 32 {
@@ -149,6 +152,7 @@ unsafe fn typed<F: Format, D: Dot>(
     }
     let job = DecodeJob {
         w: w.data().as_ptr(),
+        read_once: ReadOnce::detect(),
         row_bytes: w.row_bytes(),
         k: acts.k,
         q: acts.q.as_ptr(),

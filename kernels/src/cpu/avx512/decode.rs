@@ -12,6 +12,7 @@ use super::{
     formats::{Format, Mins},
 };
 use crate::{
+    cpu::ahead::ReadOnce,
     cpu::avx2::act::prepare_starts,
     cpu::matrix::{ACT_GROUP, ActRows, Carve, MatrixRef, SUM_GROUP, Scratch},
     cpu::scalar::unreachable_float,
@@ -24,6 +25,7 @@ const PREFETCH_BYTES: usize = 1024;
 /// One matmul. Strides are in elements, from one row of activations to the next.
 pub(super) struct DecodeJob {
     w: *const u8,
+    read_once: ReadOnce,
     row_bytes: usize,
     k: usize,
     /// i8 `[M, K]`
@@ -75,9 +77,11 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
             let mut products = [[_mm512_setzero_ps(); M]; R];
             for r in 0..R {
                 let blocks = first.add(r * stride + chunk * chunk_bytes);
+                // Volatile: known before the loop, it would make two of it.
+                let read_once = (&raw const job.read_once).read_volatile();
                 let mut line = 0;
                 while line < chunk_bytes {
-                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(PREFETCH_BYTES + line).cast());
+                    read_once.ask(blocks.wrapping_add(PREFETCH_BYTES + line));
                     line += 64;
                 }
                 let (scales, mins) = F::scales(blocks, F::CHUNK_BLOCKS);
@@ -238,6 +242,7 @@ unsafe fn typed<F: Format, D: Dot>(
     }
     let job = DecodeJob {
         w: w.data().as_ptr(),
+        read_once: ReadOnce::detect(),
         row_bytes: w.row_bytes(),
         k: acts.k,
         q: acts.q.as_ptr(),

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     cpu::{
+        ahead::ReadOnce,
         dequantize_checked,
         float::{FloatIsa, FloatJob},
         tile::{self, FloatTile},
@@ -98,12 +99,13 @@ unsafe fn dot_tile<E: Element, const R: usize, const M: usize>(w: *const u8, row
     // SAFETY: R rows of `row_bytes`, M rows of x; the part of K that isn't a multiple of 16 is masked.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); M]; R];
+        let read_once = ReadOnce::detect();
         let whole = job.k / 16 * 16;
         for i in (0..whole).step_by(16) {
             let mut weights = [_mm512_setzero_ps(); R];
             for r in 0..R {
                 let p = w.add(r * row_bytes + i * E::BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(R * row_bytes).cast());
+                read_once.ask(p.wrapping_add(R * row_bytes));
                 weights[r] = E::load(p);
             }
             for m in 0..M {
