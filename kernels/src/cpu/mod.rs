@@ -16,6 +16,7 @@
 
 mod ahead;
 pub mod attention;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tests multiply pairs there"))]
 mod attention_rounded;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
