@@ -277,19 +277,15 @@ pub(super) trait Products<L: Lanes>: Copy {
             accumulate_columns::<L, Self, N, 1>(l, self, v_dim, column, values, &lanes, weights, out);
             column += LANES;
         }
-        self.accumulate_tail(v_dim, column, values, tokens, weights, out);
+        // Pairs come in whole vectors; what they don't fill is f32.
+        for (weights, row) in weights.iter().zip(out.chunks_exact_mut(v_dim)) {
+            for c in column..v_dim {
+                for t in tokens.clone() {
+                    row[c] += weights[t] * values[t * v_dim + c];
+                }
+            }
+        }
     }
-
-    /// The columns from `first` on, less than a vector.
-    fn accumulate_tail<const N: usize>(
-        self,
-        v_dim: usize,
-        first: usize,
-        values: &[f32],
-        tokens: &Range<usize>,
-        weights: &[[f32; KV_BLOCK]; N],
-        out: &mut [f32],
-    );
 }
 
 /// In f32.
@@ -326,25 +322,6 @@ impl<L: Lanes> Products<L> for Exact {
         let halves = to.as_chunks_mut::<LANES>().0;
         l.store(weights[0], &mut halves[0]);
         l.store(weights[1], &mut halves[1]);
-    }
-
-    #[inline(always)]
-    fn accumulate_tail<const N: usize>(
-        self,
-        v_dim: usize,
-        first: usize,
-        values: &[f32],
-        tokens: &Range<usize>,
-        weights: &[[f32; KV_BLOCK]; N],
-        out: &mut [f32],
-    ) {
-        for (weights, row) in weights.iter().zip(out.chunks_exact_mut(v_dim)) {
-            for c in first..v_dim {
-                for t in tokens.clone() {
-                    row[c] += weights[t] * values[t * v_dim + c];
-                }
-            }
-        }
     }
 }
 

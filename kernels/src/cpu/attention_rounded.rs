@@ -82,19 +82,6 @@ impl<L: Lanes, M: PairMath<L>> Products<L> for Rounded<M> {
     fn pack_weights(self, l: L, weights: [L::V; 2], to: &mut [f32; KV_BLOCK]) {
         l.store(self.0.neighbours(l, weights[0], weights[1]), &mut to.as_chunks_mut::<LANES>().0[0]);
     }
-
-    #[inline(always)]
-    fn accumulate_tail<const N: usize>(
-        self,
-        _: usize,
-        _: usize,
-        _: &[f32],
-        _: &Range<usize>,
-        _: &[[f32; KV_BLOCK]; N],
-        _: &mut [f32],
-    ) {
-        // Rows of values are whole vectors (`takes`).
-    }
 }
 
 /// Rows `2i` and `2i + 1` become row `i` of pairs, where they lie: a row is written after it was read.
