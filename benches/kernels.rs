@@ -21,8 +21,7 @@ use std::{
 use serde_json::json;
 use shimmy_kernels::{
     cpu::{
-        ActBuffer, CpuKernels, DECODE_ROWS, FloatActs, Isa, MatrixRef, Numerics, ROW_TILE, RoundedActs, RoundedBuffer,
-        Scratch,
+        ActBuffer, CpuKernels, FloatActs, Isa, MatrixRef, Numerics, ROW_TILE, RoundedActs, RoundedBuffer, Scratch,
         ceiling::{ReadBuffer, bf16_peak, f32_peak, int8_peak},
     },
     quant::QuantType,
@@ -276,7 +275,7 @@ fn values(len: usize, seed: u32) -> Vec<f32> {
 
 /// Whether the kernels round so many rows of activations for such weights, as a program does then.
 fn takes_rounded(kernels: &CpuKernels, dtype: QuantType, m: usize) -> bool {
-    kernels.rounds_many() && m > DECODE_ROWS && CpuKernels::matmul_q8_supported(dtype)
+    kernels.rounds_many() && m > kernels.few_rows() && CpuKernels::matmul_q8_supported(dtype)
 }
 
 /// Copies of one matrix that together exceed the caches.

@@ -81,6 +81,11 @@ impl ReadOnce {
         Self { near: !is_x86_feature_detected!("sse4a") }
     }
 
+    /// Whether lines go to the second cache only.
+    pub(super) fn is_far(self) -> bool {
+        !self.near
+    }
+
     /// Asks for the line at `address`, which need not be valid.
     #[inline(always)]
     pub(super) fn ask(self, address: *const u8) {

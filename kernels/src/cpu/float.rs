@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::ahead::ReadOnce;
 use super::{
     DECODE_ROWS,
     ahead::Ahead,
@@ -39,6 +41,9 @@ pub(super) struct FloatJob {
     /// `[rows, out_stride]`
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
+    /// How to ask for weights that come next.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) read_once: ReadOnce,
 }
 
 /// What an ISA brings.
@@ -96,7 +101,15 @@ pub(super) unsafe fn matmul<I: FloatIsa>(
     scratch: &mut Scratch,
 ) {
     let num_rows = acts.num_rows;
-    let job = FloatJob { k: w.cols(), x: acts.x.as_ptr(), x_stride: acts.stride, out, out_stride };
+    let job = FloatJob {
+        k: w.cols(),
+        x: acts.x.as_ptr(),
+        x_stride: acts.stride,
+        out,
+        out_stride,
+        #[cfg(target_arch = "x86_64")]
+        read_once: ReadOnce::detect(),
+    };
     // SAFETY: the wrapper checked the shapes; rows are inside the matrix; `out` is the caller's promise.
     unsafe {
         if FloatActs::takes_packed(num_rows, acts.numerics) {

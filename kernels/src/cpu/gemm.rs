@@ -14,7 +14,7 @@ use super::{
     scalar::unreachable_float,
     tile::Tile,
 };
-use crate::quant::{Block, GroupKind, with_block};
+use crate::quant::{Block, with_block};
 
 /// Rows of activations that share one unpacking of the weights; a multiple of [`PACK_ROWS`].
 pub(super) const SLAB_ROWS: usize = 512;
@@ -96,6 +96,8 @@ pub(super) trait GemmIsa {
     /// Rows of weights in a tile of one register of activation rows, and of two; 0 where there is no such tile. They divide
     /// [`COL_STEP`].
     const TILE_COLS: [usize; 2];
+    /// Rows of weights in a tile of half a register of activation rows, where that takes less time than a whole one; else 0.
+    const HALF_COLS: usize = 0;
 
     /// Unpacks each row of `from` to a row of `to`.
     ///
@@ -125,31 +127,43 @@ pub(super) trait GemmIsa {
     /// Asks for the cache line at `address`, which need not be valid.
     fn prefetch(address: *const u8);
 
-    /// Computes a tile of `registers` registers of activation rows.
+    /// Computes a tile of that many activation rows.
     ///
     /// # Safety
-    /// The CPU must have the ISA; the tile's pointers must be valid for its shapes.
-    unsafe fn tile<B: Block>(tile: &Tile, registers: usize);
+    /// The CPU must have the ISA, and tiles of that size; the tile's pointers must be valid for its shapes.
+    unsafe fn tile<B: Block>(tile: &Tile, rows: TileRows);
 }
 
-/// [`GemmIsa::unpack`] through the formats' own scalar code, with `bias` subtracted from the codes. To be inlined into a function
-/// compiled for an ISA, where the compiler vectorises it.
-#[inline(always)]
-pub(super) fn unpack_blocks<B: Block>(from: &Source<B>, bias: u8, to: &mut Unpacked) {
-    let num_groups = B::LEN / B::GROUP;
-    let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-    for (row, blocks) in from.rows().enumerate() {
-        let codes = to.codes[row * to.code_stride..].chunks_exact_mut(B::LEN);
-        for (i, (block, codes)) in blocks.iter().zip(codes).enumerate() {
-            block.unpack(codes, &mut scales, &mut mins);
-            if bias != 0 {
-                codes.iter_mut().for_each(|code| *code = code.wrapping_sub(bias));
-            }
-            let at = row * to.scale_stride + i * num_groups;
-            to.scales[at..at + num_groups].copy_from_slice(&scales[..num_groups]);
-            if matches!(B::KIND, GroupKind::Min) {
-                to.mins[at..at + num_groups].copy_from_slice(&mins[..num_groups]);
-            }
+/// How many rows of activations a tile has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TileRows {
+    /// Half a register.
+    Half,
+    /// A register.
+    One,
+    /// Two registers.
+    Two,
+}
+
+impl TileRows {
+    /// The tile that is fastest for `num_rows` rows, which it may not take all.
+    fn for_rows<I: GemmIsa>(num_rows: usize) -> Self {
+        let half = if I::HALF_COLS > 0 { I::LANES / 2 } else { 0 };
+        if num_rows <= half {
+            Self::Half
+        } else if I::TILE_COLS[1] > 0 && num_rows > I::LANES + half {
+            Self::Two
+        } else {
+            Self::One
+        }
+    }
+
+    /// Rows of activations and of weights.
+    const fn shape<I: GemmIsa>(self) -> (usize, usize) {
+        match self {
+            Self::Half => (I::LANES / 2, I::HALF_COLS),
+            Self::One => (I::LANES, I::TILE_COLS[0]),
+            Self::Two => (2 * I::LANES, I::TILE_COLS[1]),
         }
     }
 }
@@ -274,7 +288,11 @@ unsafe fn typed<B: Block, I: GemmIsa>(
     output: &Output,
     scratch: &mut Scratch,
 ) {
-    const { assert!(COL_STEP.is_multiple_of(I::TILE_COLS[0])) };
+    const {
+        assert!(
+            COL_STEP.is_multiple_of(I::TILE_COLS[0]) && (I::HALF_COLS == 0 || COL_STEP.is_multiple_of(I::HALF_COLS))
+        )
+    };
     let Some(packed) = acts.packed.filter(|_| !rows.is_empty() && acts.k > 0) else { return };
     let chunk = equal_parts(acts.k, CHUNK, B::LEN.max(ACT_GROUP));
     let block_cols = equal_parts(rows.len(), BLOCK_COLS, COL_STEP);
@@ -347,12 +365,10 @@ struct Part<'a> {
 /// # Safety
 /// Pointers must be valid for the shapes; the CPU must have the ISA.
 unsafe fn tiles<B: Block, I: GemmIsa>(part: &Part, ahead: &mut Ahead) {
-    let num_registers = part.num_rows.div_ceil(I::LANES);
-    let mut register = 0;
-    while register < num_registers {
-        let registers = if I::TILE_COLS[1] > 0 && num_registers - register > 1 { 2 } else { 1 };
-        let cols = I::TILE_COLS[registers - 1];
-        let lane = register * I::LANES;
+    let mut lane = 0;
+    while lane < part.num_rows {
+        let tile_rows = TileRows::for_rows::<I>(part.num_rows - lane);
+        let (lanes, cols) = tile_rows.shape::<I>();
         for col in (0..part.num_cols).step_by(cols) {
             ahead.ask(I::prefetch);
             // SAFETY: columns col ..+ cols of the unpacked weights, lanes of the block from `lane` on.
@@ -371,9 +387,9 @@ unsafe fn tiles<B: Block, I: GemmIsa>(part: &Part, ahead: &mut Ahead) {
                     sums: part.sums.add(col * PACK_ROWS + lane),
                     accumulate: part.accumulate,
                 };
-                I::tile::<B>(&tile, registers);
+                I::tile::<B>(&tile, tile_rows);
             }
         }
-        register += registers;
+        lane += lanes;
     }
 }

@@ -21,6 +21,8 @@ use crate::{
 #[allow(clippy::type_complexity, reason = "function pointers, each named by its field")]
 pub struct CpuKernels {
     pub(super) isa: Isa,
+    /// See [`CpuKernels::few_rows`].
+    pub(super) few_rows: usize,
     #[expect(clippy::type_complexity, reason = "one field, named by the function that it holds")]
     pub(super) quantize_act_row: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i16]),
     pub(super) matmul_q8: unsafe fn(&MatrixRef, Range<usize>, &ActRows, *mut f32, usize, &mut Scratch),
@@ -96,6 +98,12 @@ impl CpuKernels {
     /// Which kernels these are.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// With how many rows of activations, at most [`DECODE_ROWS`], a matmul is fastest on weights as they lie in the file. More rows want
+    /// to be packed.
+    pub fn few_rows(&self) -> usize {
+        self.few_rows
     }
 
     /// Names of the features of this CPU that matter to inference.

@@ -197,7 +197,7 @@ impl ActBuffer {
     /// Packs the rows, where a matmul will want that.
     fn pack(&mut self, kernels: &super::CpuKernels) {
         let (num_rows, k) = (self.num_rows, self.k);
-        let packed_rows = if num_rows > super::DECODE_ROWS { num_rows } else { 0 };
+        let packed_rows = if num_rows > kernels.few_rows() { num_rows } else { 0 };
         let [q_len, d_len, sums_len] = PackedActs::lengths(packed_rows, k);
         let (mut q, mut d) = (std::mem::take(&mut self.packed_q), std::mem::take(&mut self.packed_d));
         let mut sums = std::mem::take(&mut self.packed_sums);
@@ -221,7 +221,7 @@ impl ActBuffer {
     /// What was quantised last.
     pub fn rows(&self) -> ActRows<'_> {
         let packed = PackedActs { q: &self.packed_q, d: &self.packed_d, sums: &self.packed_sums };
-        let packed = (self.num_rows > super::DECODE_ROWS && !packed.q.is_empty()).then_some(packed);
+        let packed = (!packed.q.is_empty()).then_some(packed);
         ActRows { num_rows: self.num_rows, k: self.k, q: &self.q, d: &self.d, sums: &self.sums, packed }
     }
 }

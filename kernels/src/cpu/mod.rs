@@ -52,8 +52,8 @@ use kernels::dequantize_checked;
 pub use matrix::{ACT_GROUP, ActBuffer, ActRows, FloatActs, MatrixRef, ROW_TILE, SUM_GROUP, Scratch};
 pub use pack::{PACK_ROWS, PackedActs, PackedBlock, RoundedActs, RoundedBuffer};
 
-/// Rows of activations up to which a matmul reads the weights as they lie in the file. With more, it unpacks a panel of
-/// them first.
+/// Most rows of activations for which a matmul can read the weights as they lie in the file. With more, it unpacks a panel of
+/// them first; see [`CpuKernels::few_rows`] for what is fastest.
 pub const DECODE_ROWS: usize = 8;
 
 /// What a row's result may depend on.

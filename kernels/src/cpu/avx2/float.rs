@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     cpu::{
-        ahead::ReadOnce,
         dequantize_checked,
         float::{FloatIsa, FloatJob},
         tile::{self, FloatTile},
@@ -82,7 +81,7 @@ unsafe fn dot_tile<E: Element, const R: usize, const M: usize>(w: *const u8, row
     // SAFETY: R rows of `row_bytes`, M rows of x; the part of K that isn't a multiple of 8 is loaded apart.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); M]; R];
-        let read_once = ReadOnce::detect();
+        let read_once = job.read_once;
         let whole = job.k / 8 * 8;
         for i in (0..whole).step_by(8) {
             let mut weights = [_mm256_setzero_ps(); R];

@@ -6,15 +6,16 @@
 
 use core::arch::x86_64::*;
 
-use super::Avx2;
+use super::{Avx2, formats::Format};
 use crate::{
     cpu::{
-        gemm::{GemmIsa, Source, Unpacked, unpack_blocks},
+        gemm::{GemmIsa, Source, TileRows, Unpacked},
         matrix::{ACT_GROUP, SUM_GROUP},
         pack::PACK_ROWS,
+        scalar::unreachable_float,
         tile::{self, Tile, TileLanes},
     },
-    quant::{Block, GroupKind},
+    quant::{Block, GroupKind, with_block},
 };
 
 /// Steps of 8-bit codes, which are signed.
@@ -54,9 +55,9 @@ impl GemmIsa for Avx2 {
     const LANES: usize = 8;
     const TILE_COLS: [usize; 2] = [4, 2];
 
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
-        unpack_blocks(from, Lanes::bias(B::MAX_CODE), to);
+        // SAFETY: the caller's promises, passed on.
+        unsafe { unpack(from, Lanes::bias(B::MAX_CODE), to) }
     }
 
     unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
@@ -95,12 +96,56 @@ impl GemmIsa for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
-    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
+    unsafe fn tile<B: Block>(tile: &Tile, rows: TileRows) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
-            match registers {
-                1 => by_kind!(B, compute[1, 4](tile)),
-                _ => by_kind!(B, compute[2, 2](tile)),
+            match rows {
+                // There are no halves here.
+                TileRows::Half | TileRows::One => by_kind!(B, compute[1, 4](tile)),
+                TileRows::Two => by_kind!(B, compute[2, 2](tile)),
+            }
+        }
+    }
+}
+
+/// As [`GemmIsa::unpack`], with the unpacking of decode; `bias` is subtracted from the codes.
+///
+/// # Safety
+/// The CPU must have AVX2, FMA and F16C.
+pub(super) unsafe fn unpack<B: Block>(from: &Source<B>, bias: u8, to: &mut Unpacked) {
+    // SAFETY: the caller's promises, passed on. F is B.
+    unsafe {
+        with_block!(B::TYPE, |F| unpack_format::<F>(&from.cast(), bias, to), unreachable_float(B::TYPE));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_format<F: Format>(from: &Source<F>, bias: u8, to: &mut Unpacked) {
+    let num_groups = F::LEN / F::GROUP;
+    assert!(to.code_stride >= from.num_blocks * F::LEN && to.scale_stride >= from.num_blocks * num_groups);
+    // Signed codes have their offset subtracted.
+    let offset = match F::KIND {
+        GroupKind::Offset(offset) if F::SIGNED => offset,
+        _ => 0,
+    };
+    let shift = _mm256_set1_epi8(offset.wrapping_sub(bias) as i8);
+    let (mut block_scales, mut block_mins) = ([0.0; 16], [0.0; 16]);
+    let rows = to.codes.chunks_exact_mut(to.code_stride).zip(to.scales.chunks_exact_mut(to.scale_stride));
+    for ((blocks, (codes, scales)), mins) in from.rows().zip(rows).zip(to.mins.chunks_exact_mut(to.scale_stride)) {
+        for (i, block) in blocks.iter().enumerate() {
+            let block = (&raw const *block).cast::<u8>();
+            let groups = i * num_groups..(i + 1) * num_groups;
+            // SAFETY: a block, and room for its codes (asserted).
+            unsafe {
+                F::scales(block, &mut block_scales, &mut block_mins);
+                for part in 0..F::LEN / 32 {
+                    let to = codes.as_mut_ptr().add(i * F::LEN + part * 32);
+                    _mm256_storeu_si256(to.cast(), _mm256_add_epi8(F::codes(block, part), shift));
+                }
+            }
+            scales[groups.clone()].copy_from_slice(&block_scales[..num_groups]);
+            if matches!(F::KIND, GroupKind::Min) {
+                mins[groups].copy_from_slice(&block_mins[..num_groups]);
             }
         }
     }
@@ -127,7 +172,7 @@ unsafe fn compute<const GROUP: usize, const MIN: bool, const MAX: u8, const R: u
 }
 
 /// Eight lanes.
-pub(super) struct Lanes;
+pub(in crate::cpu) struct Lanes;
 
 impl TileLanes for Lanes {
     const LANES: usize = 8;

@@ -20,7 +20,7 @@ mod decode;
 mod dot;
 mod float;
 mod formats;
-mod gemm;
+pub(super) mod gemm;
 mod vnni;
 
 use std::ops::Range;
@@ -29,7 +29,7 @@ use dot::{Dot, Maddubs};
 use vnni::Vnni;
 
 use super::{
-    CpuKernels, Isa, float as float_loops,
+    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
     float::FloatIsa,
     gemm as gemm_loops,
     matrix::{ActRows, MatrixRef, Scratch},
@@ -41,6 +41,7 @@ pub(super) struct Avx2;
 /// The table for CPUs without AVX-VNNI.
 pub(super) const KERNELS: CpuKernels = CpuKernels {
     isa: Isa::Avx2,
+    few_rows: DECODE_ROWS,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Maddubs>,
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<<Maddubs as Dot>::Gemm>),

@@ -8,11 +8,11 @@ use super::{
     decode::{self, DecodeJob},
     dot::{Dot, hot_function, unsigned_by_signed},
     formats::Format,
-    gemm::{Lanes, transpose},
+    gemm::{Lanes, transpose, unpack},
 };
 use crate::{
     cpu::{
-        gemm::{GemmIsa, Source, Unpacked, unpack_blocks},
+        gemm::{GemmIsa, Source, TileRows, Unpacked},
         matrix::{ACT_GROUP, SUM_GROUP},
         tile::{self, Tile, TileLanes, dots_by_4, lanes_of},
     },
@@ -143,9 +143,9 @@ impl<I: Instruction> GemmIsa for Gemm<I> {
     const LANES: usize = 8;
     const TILE_COLS: [usize; 2] = [6, 3];
 
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
-        unpack_blocks(from, 0, to);
+        // SAFETY: the caller's promises, passed on.
+        unsafe { unpack(from, 0, to) }
     }
 
     unsafe fn prepare_aux<B: Block>(sums: *const i16, d: *const f32, num_groups: usize, aux: *mut i32) {
@@ -174,12 +174,13 @@ impl<I: Instruction> GemmIsa for Gemm<I> {
         super::Avx2::prefetch(address);
     }
 
-    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
+    unsafe fn tile<B: Block>(tile: &Tile, rows: TileRows) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
-            match registers {
-                1 => by_kind!(B, gemm_tile, [1, 6](tile)),
-                _ => by_kind!(B, gemm_tile, [2, 3](tile)),
+            match rows {
+                // There are no halves here.
+                TileRows::Half | TileRows::One => by_kind!(B, gemm_tile, [1, 6](tile)),
+                TileRows::Two => by_kind!(B, gemm_tile, [2, 3](tile)),
             }
         }
     }

@@ -9,10 +9,11 @@ use std::marker::PhantomData;
 use super::{
     dot::Dot,
     formats::{Format, Mins},
+    half,
 };
 use crate::{
     cpu::{
-        gemm::{GemmIsa, Source, Unpacked},
+        gemm::{GemmIsa, Source, TileRows, Unpacked},
         matrix::{ACT_GROUP, SUM_GROUP},
         scalar::unreachable_float,
         tile::{self, Tile, TileLanes},
@@ -26,6 +27,7 @@ pub(super) struct Gemm<D>(PhantomData<D>);
 impl<D: Dot> GemmIsa for Gemm<D> {
     const LANES: usize = 16;
     const TILE_COLS: [usize; 2] = [12, 6];
+    const HALF_COLS: usize = if D::CONVERTS { half::COLS } else { 0 };
 
     unsafe fn unpack<B: Block>(from: &Source<B>, to: &mut Unpacked) {
         // SAFETY: the caller's promises, passed on. F is B.
@@ -67,14 +69,14 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         prefetch(address);
     }
 
-    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
+    unsafe fn tile<B: Block>(tile: &Tile, rows: TileRows) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
             match (B::KIND, B::GROUP) {
-                (GroupKind::Offset(_), ACT_GROUP) => by_registers::<D, ACT_GROUP, false>(tile, registers),
-                (GroupKind::Offset(_), _) => by_registers::<D, SUM_GROUP, false>(tile, registers),
-                (GroupKind::Min, ACT_GROUP) => by_registers::<D, ACT_GROUP, true>(tile, registers),
-                (GroupKind::Min, _) => by_registers::<D, SUM_GROUP, true>(tile, registers),
+                (GroupKind::Offset(_), ACT_GROUP) => by_rows::<D, ACT_GROUP, false>(tile, rows),
+                (GroupKind::Offset(_), _) => by_rows::<D, SUM_GROUP, false>(tile, rows),
+                (GroupKind::Min, ACT_GROUP) => by_rows::<D, ACT_GROUP, true>(tile, rows),
+                (GroupKind::Min, _) => by_rows::<D, SUM_GROUP, true>(tile, rows),
             }
         }
     }
@@ -87,23 +89,24 @@ pub(super) fn prefetch(address: *const u8) {
     unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
 }
 
-unsafe fn by_registers<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile, registers: usize) {
+unsafe fn by_rows<D: Dot, const GROUP: usize, const MIN: bool>(tile: &Tile, rows: TileRows) {
+    // Where two groups share a scale of activations, their scaled sums need registers too: tiles of half as many columns.
+    let shares_scales = D::CONVERTS && GROUP < ACT_GROUP;
     // SAFETY: the caller's promises, passed on; halves of the tile.
     unsafe {
-        if D::CONVERTS && GROUP < ACT_GROUP {
-            // Scaled sums of a group need registers too.
-            let num_cols = Gemm::<D>::TILE_COLS[registers - 1];
-            for half in [tile.columns(0), tile.columns(num_cols / 2)] {
-                match registers {
-                    1 => D::gemm_tile::<GROUP, MIN, 1, 6>(&half),
-                    _ => D::gemm_tile::<GROUP, MIN, 2, 3>(&half),
-                }
+        match rows {
+            // Only with CONVERTS, and so with VNNI.
+            TileRows::Half => half::compute::<GROUP, MIN>(tile),
+            TileRows::One if shares_scales => {
+                D::gemm_tile::<GROUP, MIN, 1, 6>(tile);
+                D::gemm_tile::<GROUP, MIN, 1, 6>(&tile.columns(6));
             }
-            return;
-        }
-        match registers {
-            1 => D::gemm_tile::<GROUP, MIN, 1, 12>(tile),
-            _ => D::gemm_tile::<GROUP, MIN, 2, 6>(tile),
+            TileRows::One => D::gemm_tile::<GROUP, MIN, 1, 12>(tile),
+            TileRows::Two if shares_scales => {
+                D::gemm_tile::<GROUP, MIN, 2, 3>(tile);
+                D::gemm_tile::<GROUP, MIN, 2, 3>(&tile.columns(3));
+            }
+            TileRows::Two => D::gemm_tile::<GROUP, MIN, 2, 6>(tile),
         }
     }
 }

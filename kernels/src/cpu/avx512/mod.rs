@@ -6,6 +6,7 @@
 //! | `formats.rs` | [`Format`]: how a chunk of blocks becomes registers |
 //! | `decode.rs` | few rows of activations: weights straight from the file |
 //! | `gemm.rs` | many rows: unpacking, registers and transpose of the GEMM |
+//! | `half.rs` | its tiles of 8 rows of activations |
 //! | `float.rs` | f32 dot products and tiles |
 //! | `bf16.rs` | many rows on bfloat16 weights |
 //! | `rounded.rs` | many rows on quantised weights, both as bfloat16 |
@@ -25,13 +26,14 @@ mod dot;
 mod float;
 mod formats;
 mod gemm;
+mod half;
 mod rounded;
 
 use dot::{Dot, Emulated, Vnni, VnniConverts};
 use gemm::Gemm;
 
 use super::{
-    CpuKernels, Isa, float as float_loops,
+    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
     float::FloatIsa,
     gemm::{self as gemm_loops, GemmIsa},
     kernels::Rounding,
@@ -64,6 +66,8 @@ pub(super) const SCRATCH_BYTES: usize = rounded::SCRATCH_BYTES;
 /// The table for CPUs with VNNI and BF16.
 pub(super) const BF16: CpuKernels = CpuKernels {
     isa: Isa::Avx512Bf16,
+    // The GEMM has tiles for 8 rows.
+    few_rows: 4,
     matmul_q8: matmul_q8::<Vnni, Gemm<VnniConverts>>,
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<Gemm<VnniConverts>>),
     matmul_bf16: Some(bf16::matmul::<bf16::Avx512Bf16>),
@@ -85,6 +89,7 @@ pub(super) const VNNI: CpuKernels = CpuKernels {
 /// The table for CPUs without.
 pub(super) const BASE: CpuKernels = CpuKernels {
     isa: Isa::Avx512,
+    few_rows: DECODE_ROWS,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Emulated, Gemm<Emulated>>,
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<Gemm<Emulated>>),

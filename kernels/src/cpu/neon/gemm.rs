@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use super::dot::Dot;
 use crate::{
     cpu::{
-        gemm::{GemmIsa, Source, Unpacked, unpack_blocks},
+        gemm::{GemmIsa, Source, TileRows, Unpacked},
         matrix::{ACT_GROUP, SUM_GROUP},
         pack,
         tile::{Tile, TileLanes},
@@ -67,12 +67,35 @@ impl<D: Dot> GemmIsa for Gemm<D> {
         // The intrinsic is not stable in Rust 1.95, and the hardware follows rows of weights by itself.
     }
 
-    unsafe fn tile<B: Block>(tile: &Tile, registers: usize) {
+    unsafe fn tile<B: Block>(tile: &Tile, rows: TileRows) {
         // SAFETY: the caller's promises, passed on.
         unsafe {
-            match registers {
-                1 => by_kind!(B, gemm_tile, [1, 12](tile)),
-                _ => by_kind!(B, gemm_tile, [2, 6](tile)),
+            match rows {
+                // There are no halves here.
+                TileRows::Half | TileRows::One => by_kind!(B, gemm_tile, [1, 12](tile)),
+                TileRows::Two => by_kind!(B, gemm_tile, [2, 6](tile)),
+            }
+        }
+    }
+}
+
+/// [`GemmIsa::unpack`] through the formats' own scalar code, with `bias` subtracted from the codes. To be inlined into a function
+/// compiled for an ISA, where the compiler vectorises it.
+#[inline(always)]
+fn unpack_blocks<B: Block>(from: &Source<B>, bias: u8, to: &mut Unpacked) {
+    let num_groups = B::LEN / B::GROUP;
+    let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
+    for (row, blocks) in from.rows().enumerate() {
+        let codes = to.codes[row * to.code_stride..].chunks_exact_mut(B::LEN);
+        for (i, (block, codes)) in blocks.iter().zip(codes).enumerate() {
+            block.unpack(codes, &mut scales, &mut mins);
+            if bias != 0 {
+                codes.iter_mut().for_each(|code| *code = code.wrapping_sub(bias));
+            }
+            let at = row * to.scale_stride + i * num_groups;
+            to.scales[at..at + num_groups].copy_from_slice(&scales[..num_groups]);
+            if matches!(B::KIND, GroupKind::Min) {
+                to.mins[at..at + num_groups].copy_from_slice(&mins[..num_groups]);
             }
         }
     }

@@ -27,7 +27,7 @@ use dot::{Dot, Dotprod, I8mm, Widening};
 pub(super) use dot::{dots, dots_dotprod, matrix_products};
 
 use super::{
-    CpuKernels, Isa, float as float_loops,
+    CpuKernels, DECODE_ROWS, Isa, float as float_loops,
     float::FloatIsa,
     gemm as gemm_loops,
     matrix::{ActRows, MatrixRef, Scratch},
@@ -39,6 +39,7 @@ pub(super) struct Neon;
 /// The table for CPUs without dot product instructions.
 pub(super) const BASE: CpuKernels = CpuKernels {
     isa: Isa::Neon,
+    few_rows: DECODE_ROWS,
     quantize_act_row: act::quantize_act_row,
     matmul_q8: matmul_q8::<Widening>,
     matmul_q8_lanes: Some(gemm_loops::matmul_lanes::<gemm::Gemm<Widening>>),

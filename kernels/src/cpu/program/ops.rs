@@ -7,8 +7,8 @@ use crate::cpu::attention::KV_BLOCK;
 use crate::cpu::team::Worker;
 use crate::cpu::vector::NormRow;
 use crate::cpu::{
-    ACT_GROUP, ActRows, DECODE_ROWS, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, PackedBlock, ROW_TILE,
-    RoundedActs, SUM_GROUP,
+    ACT_GROUP, ActRows, FloatActs, MatrixRef, Numerics, PACK_ROWS, PackedActs, PackedBlock, ROW_TILE, RoundedActs,
+    SUM_GROUP,
 };
 use crate::program::instr::{Instr, MatMulPart, MatMulThen, MatMulX, Rows, Span};
 
@@ -39,7 +39,7 @@ impl<'a> Run<'a> {
 
     /// Whether a matmul takes that many rows by the kernels for many.
     pub(super) fn are_many(&self, num_rows: usize) -> bool {
-        num_rows > DECODE_ROWS || self.input.numerics == Numerics::Invariant
+        num_rows > self.code.kernels.few_rows() || self.input.numerics == Numerics::Invariant
     }
 
     /// This worker's rows of the buffer: the same ones in every row-wise instruction on as many rows.

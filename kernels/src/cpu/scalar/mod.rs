@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    CpuKernels, Isa,
+    CpuKernels, DECODE_ROWS, Isa,
     matrix::{ACT_GROUP, ActRows, FloatActs, MatrixRef, SUM_GROUP, Scratch, scale_of},
     pack::transpose,
 };
@@ -12,6 +12,7 @@ use crate::quant::{Block, GroupKind, QuantType, with_block};
 /// The table.
 pub(super) const KERNELS: CpuKernels = CpuKernels {
     isa: Isa::Scalar,
+    few_rows: DECODE_ROWS,
     quantize_act_row,
     matmul_q8,
     matmul_q8_lanes: None,

@@ -240,11 +240,16 @@ impl Format for BlockQ3K {
     unsafe fn scales(block: *const u8, scales: &mut [f32; 16], _: &mut [f32; 16]) {
         // SAFETY: bytes 96..110 of the block: 12 of 6-bit numbers, and d.
         unsafe {
-            let (d, packed) = (half_at(block.add(108)), block.add(96));
-            for (g, scale) in scales.iter_mut().enumerate() {
-                let low = *packed.add(g % 8) >> (g / 8 * 4) & 15;
-                let high = *packed.add(8 + g % 4) >> (g / 4 * 2) & 3;
-                *scale = d * (f32::from(low | high << 4) - 32.0);
+            let (d, packed) = (_mm256_set1_ps(half_at(block.add(108))), block.add(96));
+            // Low nibbles of eight bytes, then their high ones; two bits each of four bytes, then their next ones.
+            let low = _mm_loadl_epi64(packed.cast());
+            let low = _mm_and_si128(_mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low)), _mm_set1_epi8(15));
+            let high = _mm_set1_epi32(packed.add(8).cast::<i32>().read_unaligned());
+            let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_set_epi32(6, 4, 2, 0)), _mm_set1_epi8(3));
+            let six = _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16::<4>(high)), _mm_set1_epi8(32));
+            for (half, bytes) in [six, _mm_srli_si128::<8>(six)].into_iter().enumerate() {
+                let numbers = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+                _mm256_storeu_ps(scales.as_mut_ptr().add(8 * half), _mm256_mul_ps(numbers, d));
             }
         }
     }
