@@ -7,7 +7,9 @@ use shimmy_runtime::engine::{
     Answer, Companions, DraftExecutor, Engine, EngineOptions, GenerateRequest, GuessPolicy, Numerics, SamplingParams,
     Speculation,
 };
-use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, PrefixReuse, WindowKv};
+use shimmy_runtime::exec::{
+    self, Activations, Backend, Device, ExecOptions, KvSize, KvType, PrefixReuse, WeightMemory, WindowKv,
+};
 use shimmy_runtime::plan::Plan;
 
 use super::deterministic::bits;
@@ -27,6 +29,7 @@ fn start(plan: &Plan, backend: Backend, speculation: Speculation) -> Engine {
         max_step_tokens: 30,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),
+        weight_memory: WeightMemory::default(),
     };
     let draft = ExecOptions { window_kv: WindowKv::All, ..options.clone() };
     let [executor, draft] = [&options, &draft].map(|options| exec::build(plan, options).unwrap());

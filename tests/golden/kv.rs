@@ -1,6 +1,8 @@
 //! What each type of the KV cache costs in accuracy, on a real model, and that both executors store the same.
 
-use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, KvTypes, WindowKv};
+use shimmy_runtime::exec::{
+    self, Activations, Backend, Device, ExecOptions, KvSize, KvType, KvTypes, WeightMemory, WindowKv,
+};
 use shimmy_runtime::loader::ModelFile;
 use shimmy_runtime::measure::divergence;
 use shimmy_runtime::plan::OutputKind;
@@ -24,6 +26,7 @@ fn every_type_of_the_cache_stays_within_its_error() {
             max_step_tokens: 64,
             activations: Activations::F32,
             kv_types,
+            weight_memory: WeightMemory::default(),
         };
         exec::build(&plan, &options).unwrap()
     };

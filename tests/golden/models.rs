@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use shimmy_runtime::Error;
 use shimmy_runtime::exec::{
     self, Activations, Backend, Device, ExecOptions, Executor, GpuOptions, KvSize, KvType, OutputRows, StepBatch,
-    WindowKv,
+    WeightMemory, WindowKv,
 };
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::loader::ModelFile;
@@ -37,6 +37,7 @@ pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
         max_step_tokens: 256,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),
+        weight_memory: WeightMemory::Mapped,
     };
     let on_threads = |threads| ExecOptions { threads: Some(threads), ..exact(Backend::Cpu) };
     let on_device = |device: Device| ExecOptions { gpu: device.into(), ..exact(Backend::Cuda) };
@@ -44,6 +45,7 @@ pub(super) fn executors() -> Vec<(&'static str, ExecOptions)> {
         ("candle", exact(Backend::Candle)),
         ("cpu", on_threads(2)),
         ("cpu on 1 thread", on_threads(1)),
+        ("cpu, weights copied", ExecOptions { weight_memory: WeightMemory::Copied, ..on_threads(2) }),
         ("cuda, emulated", on_device(Device::Emulated)),
     ];
     static HAS_GPU: LazyLock<bool> = LazyLock::new(support::has_gpu);

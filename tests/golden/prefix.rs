@@ -11,7 +11,7 @@ use shimmy_runtime::engine::{
     SharedStore, Speculation, Vocabulary, kept_bytes,
 };
 use shimmy_runtime::exec::{
-    self, Activations, Backend, Device, ExecOptions, Executor, KvSize, KvType, PrefixReuse, WindowKv,
+    self, Activations, Backend, Device, ExecOptions, Executor, KvSize, KvType, PrefixReuse, WeightMemory, WindowKv,
 };
 use shimmy_runtime::kv::BlockStore;
 use shimmy_runtime::plan::Plan;
@@ -74,6 +74,7 @@ fn start_with_store(
         max_step_tokens,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),
+        weight_memory: WeightMemory::default(),
     };
     let executor = exec::build(plan, &options).unwrap();
     // Guesses must not change an answer either.

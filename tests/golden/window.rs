@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use shimmy_runtime::engine::{Answer, Engine, EngineOptions, GenerateRequest, GuessPolicy, PrefixCache, Speculation};
-use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, WindowKv};
+use shimmy_runtime::exec::{self, Activations, Backend, Device, ExecOptions, KvSize, KvType, WeightMemory, WindowKv};
 use shimmy_runtime::kv::BLOCK_TOKENS;
 use shimmy_runtime::plan::Plan;
 
@@ -28,6 +28,7 @@ fn options(backend: Backend, window_kv: WindowKv, kv_size: KvSize, max_step_toke
         max_step_tokens,
         activations: Activations::F32,
         kv_types: KvType::F32.into(),
+        weight_memory: WeightMemory::default(),
     }
 }
 

@@ -86,6 +86,16 @@ impl ReadOnce {
         !self.near
     }
 
+    /// Asks for the lines of `bytes` bytes at `address`, which need not be valid.
+    #[inline(always)]
+    pub(super) fn ask_all(self, address: *const u8, bytes: usize) {
+        let mut offset = 0;
+        while offset < bytes {
+            self.ask(address.wrapping_add(offset));
+            offset += LINE;
+        }
+    }
+
     /// Asks for the line at `address`, which need not be valid.
     #[inline(always)]
     pub(super) fn ask(self, address: *const u8) {

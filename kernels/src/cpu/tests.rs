@@ -98,23 +98,16 @@ fn exact_q8_block<B: Block>(blocks: &[B], act: &ActRows) -> (f64, f64) {
             let sum: i64 = q.iter().sum();
             let dot: i64 = q.iter().zip(&codes[group * B::GROUP..]).map(|(q, &code)| q * i64::from(code)).sum();
             let d = f64::from(act.d[first / ACT_GROUP]);
-            let terms = match B::KIND {
-                GroupKind::Offset(offset) => {
-                    [f64::from(scales[group]) * d * (dot - i64::from(offset) * sum) as f64, 0.0]
-                }
-                GroupKind::Min => [f64::from(scales[group]) * d * dot as f64, f64::from(mins[group]) * d * sum as f64],
+            let (scale, min) = match B::KIND {
+                GroupKind::Offset(offset) => (f64::from(scales[group]), -f64::from(offset) * f64::from(scales[group])),
+                GroupKind::Min => (f64::from(scales[group]), f64::from(mins[group])),
             };
-            total += terms[0] + terms[1];
-            // Sums inside a register see a group's parts, each no larger than the sum of its products' magnitudes.
-            let parts: i64 = q
-                .iter()
-                .zip(&codes[group * B::GROUP..])
-                .map(|(q, &code)| match B::KIND {
-                    GroupKind::Offset(offset) => (q * (i64::from(code) - i64::from(offset))).abs(),
-                    GroupKind::Min => (q * i64::from(code)).abs(),
-                })
-                .sum();
-            magnitude += f64::from(scales[group]).abs() * d * parts as f64 + terms[1].abs();
+            total += scale * d * dot as f64 + min * d * sum as f64;
+            // Sums inside a register see a group's parts, each no larger than the sum of its products' magnitudes. Codes are unsigned
+            // there: what their offset takes off may come last.
+            let parts: i64 =
+                q.iter().zip(&codes[group * B::GROUP..]).map(|(q, &code)| (q * i64::from(code)).abs()).sum();
+            magnitude += scale.abs() * d * parts as f64 + (min * d * sum as f64).abs();
         }
     }
     (total, magnitude)

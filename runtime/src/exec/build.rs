@@ -284,7 +284,7 @@ pub(super) fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, roo
 }
 
 /// `MemAvailable` of Linux, in bytes; `None` where the system doesn't tell.
-fn available_memory() -> Option<usize> {
+pub(super) fn available_memory() -> Option<usize> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
     line.split_ascii_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1024)

@@ -21,7 +21,9 @@ pub mod rows;
 
 pub use batch::{Numerics, OutputRows, SeqStep, StepBatch};
 pub use build::{build, kv_bytes, kv_bytes_of_context, limits};
-pub use options::{Activations, Backend, Device, ExecOptions, GpuLayers, GpuMemory, GpuOptions, KvSize, WindowKv};
+pub use options::{
+    Activations, Backend, Device, ExecOptions, GpuLayers, GpuMemory, GpuOptions, KvSize, WeightMemory, WindowKv,
+};
 pub use rows::{Candidate, Draw, KeptRows, MAX_BEST, ReducedRow, RowTask, RowTasks};
 pub use shimmy_kernels::cpu::kv::{KvType, KvTypes};
 

@@ -56,11 +56,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                 at[r] = job.w.add((row + r) * job.row_bytes + block * block_bytes);
                 // Volatile: known before the loop, it would make two of it.
                 let read_once = (&raw const job.read_once).read_volatile();
-                let mut line = 0;
-                while line < block_bytes {
-                    read_once.ask(at[r].wrapping_add(R * job.row_bytes + line));
-                    line += 64;
-                }
+                read_once.ask_all(at[r].wrapping_add(R * job.row_bytes), block_bytes);
                 F::scales(at[r], &mut scales[r], &mut mins[r]);
             }
             for i in 0..block_len / 32 {

@@ -9,11 +9,10 @@ use std::ops::Range;
 
 use super::{
     dot::Dot,
-    formats::{Format, Mins},
+    formats::{Format, Mins, Order},
 };
 use crate::{
     cpu::ahead::ReadOnce,
-    cpu::avx2::act::prepare_starts,
     cpu::matrix::{ACT_GROUP, ActRows, Carve, MatrixRef, SUM_GROUP, Scratch},
     cpu::scalar::unreachable_float,
     quant::with_block,
@@ -28,31 +27,27 @@ pub(super) struct DecodeJob {
     read_once: ReadOnce,
     row_bytes: usize,
     k: usize,
-    /// i8 `[M, K]`
+    /// i8 `[M, K]`, chunks in the order of the format.
     q: *const i8,
     /// Scales of the activations in the order of [`Format::scales`], 16 for a chunk, zero behind the end: `[M, factor_stride]`.
     factors: *const f32,
-    /// Scaled sums in the same order, for [`Mins::Apart`].
+    /// Scaled sums in the same order: what minima are multiplied by, or scales if codes have an offset.
     sums: *const f32,
     factor_stride: usize,
-    /// Start values of the dot products for formats with an offset: −offset · Σ x over the four elements of a lane, `[M, K / 4]`.
-    /// None where [`computes_starts`].
-    starts: *const i32,
     out: *mut f32,
     out_stride: usize,
 }
 
-/// Which scale belongs to each lane of register `i` of a chunk, for groups of 32 and of 16.
+/// Which scale of the chunk belongs to each lane of its registers.
 #[repr(C, align(64))]
 struct Spread([[i32; 16]; 8]);
-static SPREAD_32: Spread = spread(8);
-static SPREAD_16: Spread = spread(4);
 
-const fn spread(lanes: usize) -> Spread {
+const fn spread(order: Order, group: usize) -> Spread {
     let mut out = [[0; 16]; 8];
     let mut i = 0;
     while i < 128 {
-        out[i / 16][i % 16] = (i / lanes % 16) as i32;
+        // Behind a chunk of four registers numbers mean nothing.
+        out[i / 16][i % 16] = (order.element(i / 16, i % 16 / 4) / group % 16) as i32;
         i += 1;
     }
     Spread(out)
@@ -67,7 +62,7 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
     let chunk_elements = F::CODES * 64;
     let chunk_bytes = F::CHUNK_BLOCKS * F::BYTES;
     let num_chunks = job.k / chunk_elements;
-    let spread = if F::GROUP == 32 { &SPREAD_32 } else { &SPREAD_16 };
+    let (spread, natural) = const { (&spread(F::ORDER, F::GROUP), &spread(Order::Natural, F::GROUP)) };
     // SAFETY: weights: blocks of rows row..row + R, inside `num_chunks` chunks and then the rest of the row. Activations: inside
     // row m; what the last register of an odd number of blocks lacks is masked off. Prefetches may point anywhere.
     unsafe {
@@ -80,36 +75,34 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                 let blocks = first.add(r * stride + chunk * chunk_bytes);
                 // Volatile: known before the loop, it would make two of it.
                 let read_once = (&raw const job.read_once).read_volatile();
-                let mut line = 0;
-                while line < chunk_bytes {
-                    read_once.ask(blocks.wrapping_add(PREFETCH_BYTES + line));
-                    line += 64;
-                }
+                read_once.ask_all(blocks.wrapping_add(PREFETCH_BYTES), chunk_bytes);
                 let (scales, mins) = F::scales(blocks, F::CHUNK_BLOCKS);
                 for m in 0..M {
                     (acc[r][m], products[r][m]) = factors::<F>(job, acc[r][m], scales, mins, chunk, m);
                 }
             }
-            for i in 0..F::CODES {
-                let mut codes = [_mm512_setzero_si512(); R];
+            for i in 0..F::CODES / 2 {
+                let mut codes = [[_mm512_setzero_si512(); 2]; R];
                 for r in 0..R {
-                    codes[r] = F::codes(first.add(r * stride + chunk * chunk_bytes), i);
+                    codes[r] = F::pair(first.add(r * stride + chunk * chunk_bytes), i);
                 }
-                let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
-                let element = chunk * chunk_elements + i * 64;
+                let which = [
+                    _mm512_load_si512(spread.0[2 * i].as_ptr().cast()),
+                    _mm512_load_si512(spread.0[2 * i + 1].as_ptr().cast()),
+                ];
                 for m in 0..M {
-                    let x = _mm512_loadu_si512(job.q.add(m * job.k + element).cast());
-                    let start = if F::OFFSET == 0 {
-                        _mm512_setzero_si512()
-                    } else if computes_starts::<D>(M) {
-                        start_of::<F, D>(x)
-                    } else {
-                        _mm512_loadu_si512(job.starts.add((m * job.k + element) / 4).cast())
-                    };
+                    let q = job.q.add(m * job.k + chunk * chunk_elements + i * 128);
+                    let x = [_mm512_loadu_si512(q.cast()), _mm512_loadu_si512(q.add(64).cast())];
                     for r in 0..R {
-                        let dot = _mm512_cvtepi32_ps(D::dot(start, codes[r], x));
-                        let scale = _mm512_permutexvar_ps(which, products[r][m]);
-                        acc[r][m] = _mm512_fmadd_ps(dot, scale, acc[r][m]);
+                        let first = D::dot(_mm512_setzero_si512(), codes[r][0], x[0]);
+                        if let Order::Halves = F::ORDER {
+                            let both = D::dot(first, codes[r][1], x[1]);
+                            acc[r][m] = add_scaled(acc[r][m], both, products[r][m], which[0]);
+                        } else {
+                            let second = D::dot(_mm512_setzero_si512(), codes[r][1], x[1]);
+                            acc[r][m] = add_scaled(acc[r][m], first, products[r][m], which[0]);
+                            acc[r][m] = add_scaled(acc[r][m], second, products[r][m], which[1]);
+                        }
                     }
                 }
             }
@@ -127,25 +120,16 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                 }
                 for i in 0..(blocks_left * F::LEN).div_ceil(64) {
                     let is_whole = 64 * (i + 1) <= blocks_left * F::LEN;
-                    // Bytes of x, and lanes of start values: all, or those of one block.
-                    let (bytes, lanes) = if is_whole { (!0, !0) } else { (0xffff_ffff, 0xff) };
-                    let which = _mm512_load_si512(spread.0[i].as_ptr().cast());
+                    let bytes = if is_whole { !0 } else { 0xffff_ffff };
+                    let which = _mm512_load_si512(natural.0[i].as_ptr().cast());
                     let element = num_chunks * chunk_elements + i * 64;
                     for r in 0..R {
                         let blocks = first.add(r * stride + num_chunks * chunk_bytes);
                         let codes = if is_whole { F::codes(blocks, i) } else { F::half(blocks.add(2 * i * F::BYTES)) };
                         for m in 0..M {
                             let x = _mm512_maskz_loadu_epi8(bytes, job.q.add(m * job.k + element));
-                            let start = if F::OFFSET == 0 {
-                                _mm512_setzero_si512()
-                            } else if computes_starts::<D>(M) {
-                                start_of::<F, D>(x)
-                            } else {
-                                _mm512_maskz_loadu_epi32(lanes, job.starts.add((m * job.k + element) / 4))
-                            };
-                            let dot = _mm512_cvtepi32_ps(D::dot(start, codes, x));
-                            let scale = _mm512_permutexvar_ps(which, products[r][m]);
-                            acc[r][m] = _mm512_fmadd_ps(dot, scale, acc[r][m]);
+                            let dot = D::dot(_mm512_setzero_si512(), codes, x);
+                            acc[r][m] = add_scaled(acc[r][m], dot, products[r][m], which);
                         }
                     }
                 }
@@ -165,21 +149,11 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
     }
 }
 
-/// Whether the start values of `num_rows` rows are computed where they are needed. Stored ones are as many bytes as the activations:
-/// with long rows both no longer fit into the first cache beside the weights that pass through it (Q6_K with K = 8192 on Zen 4: 18 → 27 GB/s
-/// a core, 2026-11-30). With more rows the instructions cost more than the bytes.
-const fn computes_starts<D: Dot>(num_rows: usize) -> bool {
-    D::ONE_INSTRUCTION && num_rows <= 2
-}
-
-/// −offset · Σ x over the four elements of each lane.
+/// Adds dot products, each times its scale: that of number `which` among the chunk's.
 #[inline(always)]
-unsafe fn start_of<F: Format, D: Dot>(x: __m512i) -> __m512i {
-    // SAFETY: the caller has the features of `D`; offsets are at most 128, so one is a code like any other.
-    unsafe {
-        let zero = _mm512_setzero_si512();
-        _mm512_sub_epi32(zero, D::dot(zero, _mm512_set1_epi8(F::OFFSET as i8), x))
-    }
+unsafe fn add_scaled(acc: __m512, dots: __m512i, products: __m512, which: __m512i) -> __m512 {
+    // SAFETY: value-only.
+    unsafe { _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_permutexvar_ps(which, products), acc) }
 }
 
 /// Multiplies the scales of a chunk by those of the activations and adds the minima's part.
@@ -197,7 +171,8 @@ unsafe fn factors<F: Format>(
         let at = m * job.factor_stride + chunk * 16;
         let products = _mm512_mul_ps(scales, _mm512_loadu_ps(job.factors.add(at)));
         let acc = match F::MINS {
-            Mins::None => acc,
+            Mins::None if F::OFFSET == 0 => acc,
+            Mins::None => _mm512_fmadd_ps(scales, _mm512_loadu_ps(job.sums.add(at)), acc),
             Mins::Apart => _mm512_fmadd_ps(mins, _mm512_loadu_ps(job.sums.add(at)), acc),
             Mins::Upper => _mm512_mask_add_ps(acc, 0xff00, acc, products),
         };
@@ -247,20 +222,20 @@ unsafe fn typed<F: Format, D: Dot>(
     stride: usize,
     scratch: &mut Scratch,
 ) {
-    let factor_stride = (acts.k / (F::CODES * 64) + usize::from(!acts.k.is_multiple_of(F::CODES * 64))) * 16;
+    let chunk_elements = F::CODES * 64;
+    let factor_stride = acts.k.div_ceil(chunk_elements) * 16;
     let mut carve = scratch.carve();
     let carved: &mut Carve = &mut carve;
     let factors = carved.take::<f32>(acts.num_rows * factor_stride);
-    let sums = carved.take::<f32>(if F::MINS == Mins::Apart { factors.len() } else { 0 });
-    let takes_starts = F::OFFSET != 0 && !computes_starts::<D>(acts.num_rows);
-    let starts = carved.take::<i32>(if takes_starts { acts.num_rows * acts.k / 4 } else { 0 });
+    let has_sums = F::MINS == Mins::Apart || (F::MINS == Mins::None && F::OFFSET != 0);
+    let sums = carved.take::<f32>(if has_sums { factors.len() } else { 0 });
+    let ordered = carved.take::<i8>(if F::ORDER == Order::Natural { 0 } else { acts.q.len() });
     for m in 0..acts.num_rows {
         let row = acts.rows(m..m + 1);
         let part = m * factor_stride..(m + 1) * factor_stride;
         prepare_factors::<F>(&row, &mut factors[part.clone()], if sums.is_empty() { &mut [] } else { &mut sums[part] });
-        if takes_starts {
-            // SAFETY: `D`'s features include the base features; lengths: K codes and K / 4 start values.
-            unsafe { prepare_starts(F::OFFSET, row.q, &mut starts[m * acts.k / 4..(m + 1) * acts.k / 4]) };
+        if !ordered.is_empty() {
+            reorder::<F>(row.q, &mut ordered[m * acts.k..(m + 1) * acts.k]);
         }
     }
     let job = DecodeJob {
@@ -268,11 +243,10 @@ unsafe fn typed<F: Format, D: Dot>(
         read_once: ReadOnce::detect(),
         row_bytes: w.row_bytes(),
         k: acts.k,
-        q: acts.q.as_ptr(),
+        q: if ordered.is_empty() { acts.q.as_ptr() } else { ordered.as_ptr() },
         factors: factors.as_ptr(),
         sums: sums.as_ptr(),
         factor_stride,
-        starts: starts.as_ptr(),
         out,
         out_stride: stride,
     };
@@ -308,11 +282,25 @@ unsafe fn tiles<F: Format, D: Dot, const R: usize, const M: usize>(job: &DecodeJ
     }
 }
 
+/// Brings one row into the order of the format. What is left behind the last whole chunk stays as it is.
+fn reorder<F: Format>(q: &[i8], ordered: &mut [i8]) {
+    let (from, from_rest) = q.split_at(q.len() - q.len() % (F::CODES * 64));
+    let (to, to_rest) = ordered.split_at_mut(from.len());
+    for (from, to) in from.chunks_exact(F::CODES * 64).zip(to.chunks_exact_mut(F::CODES * 64)) {
+        for (i, quarter) in to.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let element = F::ORDER.element(i / 4, i % 4);
+            quarter.copy_from_slice(&from[element..element + 16]);
+        }
+    }
+    to_rest.copy_from_slice(from_rest);
+}
+
 /// Brings one row's scales (and scaled sums) into the order of the format's scales.
 fn prepare_factors<F: Format>(act: &ActRows, factors: &mut [f32], sums: &mut [f32]) {
     let chunk_groups = F::CODES * 64 / F::GROUP;
     let num_groups = act.k / F::GROUP;
     let scale = |group: usize| act.d[group * F::GROUP / ACT_GROUP];
+    let has_high_nibbles = |group: usize| F::ORDER == Order::Nibbles && !group.is_multiple_of(2);
     let scaled_sum = |group: usize| {
         let per_group = F::GROUP / SUM_GROUP;
         let sum: i32 = act.sums[group * per_group..(group + 1) * per_group].iter().map(|&sum| i32::from(sum)).sum();
@@ -322,9 +310,10 @@ fn prepare_factors<F: Format>(act: &ActRows, factors: &mut [f32], sums: &mut [f3
     sums.fill(0.0);
     for group in 0..num_groups {
         let at = group / chunk_groups * 16 + group % chunk_groups;
-        factors[at] = scale(group);
+        factors[at] = if has_high_nibbles(group) { scale(group) / 16.0 } else { scale(group) };
         match F::MINS {
-            Mins::None => {}
+            Mins::None if sums.is_empty() => {}
+            Mins::None => sums[at] = -f32::from(F::OFFSET) * scaled_sum(group),
             Mins::Apart => sums[at] = scaled_sum(group),
             // Minima are subtracted.
             Mins::Upper => factors[at + 8] = -scaled_sum(group),

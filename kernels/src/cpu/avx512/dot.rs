@@ -17,8 +17,6 @@ use crate::cpu::tile::{self, Tile};
 pub(super) trait Dot: Copy + 'static {
     /// See [`tile::TileLanes::CONVERTS`].
     const CONVERTS: bool = false;
-    /// Whether the dot product is a single instruction.
-    const ONE_INSTRUCTION: bool;
 
     /// The dot product itself, to be inlined into the functions below.
     ///
@@ -92,8 +90,6 @@ macro_rules! hot_functions {
 }
 
 impl Dot for Vnni {
-    const ONE_INSTRUCTION: bool = true;
-
     #[inline(always)]
     unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         // SAFETY: the caller has VNNI.
@@ -105,8 +101,6 @@ impl Dot for Vnni {
 
 impl Dot for VnniConverts {
     const CONVERTS: bool = true;
-    const ONE_INSTRUCTION: bool = true;
-
     #[inline(always)]
     unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         // SAFETY: the caller has VNNI.
@@ -117,8 +111,6 @@ impl Dot for VnniConverts {
 }
 
 impl Dot for Emulated {
-    const ONE_INSTRUCTION: bool = false;
-
     #[inline(always)]
     unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         // SAFETY: the caller has AVX-512 BW. Products are at most 255 · 128 in magnitude, and `vpmaddwd` adds two in i32.

@@ -4,15 +4,12 @@ use core::arch::x86_64::*;
 
 use crate::cpu::{
     avx2::gemm::Lanes,
-    gemm::LANE_STEP,
-    matrix::{ACT_GROUP, SUM_GROUP},
+    matrix::ACT_GROUP,
     tile::{self, Tile, TileLanes, dots_by_4, lanes_of},
 };
 
 /// Rows of weights in a tile: with as many sums and the registers that are loaded that is 26 of 32.
 pub(super) const COLS: usize = 12;
-
-const _: () = assert!(LANE_STEP.is_multiple_of(COLS));
 
 /// A tile of [`COLS`] rows of weights in groups of `GROUP`.
 ///
@@ -34,7 +31,6 @@ pub(super) unsafe fn compute<const GROUP: usize, const MIN: bool>(tile: &Tile) {
 /// [`tile::compute`], compiled for these lanes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn compute_cols<const GROUP: usize, const MIN: bool, const N: usize>(tile: &Tile) {
-    const { assert!(GROUP == ACT_GROUP || GROUP == SUM_GROUP) };
     // SAFETY: the caller's promises, passed on.
     unsafe { tile::compute::<HalfLanes, GROUP, MIN, 255, 1, N>(tile) }
 }

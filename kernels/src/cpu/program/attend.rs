@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use super::ops::{Run, range_of};
 use super::{CacheSlot, WorkerScratch};
-use crate::cpu::Numerics;
 use crate::cpu::attention::{KV_BLOCK, TILE_QUERIES, TileArgs, merge_parts};
+use crate::cpu::{DECODE_ROWS, Numerics};
 use crate::program::instr::{Instr, Span};
 
 /// Positions that a part of a context has at least: some µs of work.
@@ -148,7 +148,8 @@ impl Run<'_> {
             scale: *scale,
             softcap: *softcap,
         };
-        let rounds = self.are_many(seq.rows.len());
+        // Precision doesn't follow what is fastest for a matmul.
+        let rounds = self.are_more_than(DECODE_ROWS, seq.rows.len());
         let WorkerScratch { attention, .. } = &mut *self.scratch;
         if rounds {
             self.code.vectors.attention_tile_rounded(&args, attention);

@@ -39,7 +39,12 @@ impl<'a> Run<'a> {
 
     /// Whether a matmul takes that many rows by the kernels for many.
     pub(super) fn are_many(&self, num_rows: usize) -> bool {
-        num_rows > self.code.kernels.few_rows() || self.input.numerics == Numerics::Invariant
+        self.are_more_than(self.code.kernels.few_rows(), num_rows)
+    }
+
+    /// Whether there are more rows than `few`, or kernels must be those of more.
+    pub(super) fn are_more_than(&self, few: usize, num_rows: usize) -> bool {
+        num_rows > few || self.input.numerics == Numerics::Invariant
     }
 
     /// This worker's rows of the buffer: the same ones in every row-wise instruction on as many rows.

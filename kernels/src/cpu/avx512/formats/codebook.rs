@@ -4,7 +4,7 @@
 
 use core::arch::x86_64::*;
 
-use super::plain::{Format, read_u32};
+use super::format::{Format, read_u32};
 use crate::quant::{
     BlockIq1M, BlockIq1S, BlockIq2S, BlockIq2Xs, BlockIq2Xxs, BlockIq3S, BlockIq3Xxs, IQ1_POINTS, IQ2_S_POINTS,
     IQ2_XS_POINTS, IQ2_XXS_POINTS, IQ3_S_POINTS, IQ3_XXS_POINTS,

@@ -2,7 +2,10 @@
 
 use core::arch::x86_64::*;
 
-use super::plain::{Aligned, Format, both_halves, low_halves, nibbles_by_16, read_u32, twice, two_bits};
+use super::format::{
+    Aligned, Format, Order, both_halves, heads, low_halves, nibbles_by_16, quarters, read_u32, twice, two_bits,
+    two_nibbles,
+};
 use crate::quant::{
     BlockMxfp4, BlockNvfp4, BlockQ1_0, BlockQ2_0, BlockQ8_1, BlockQ8K, BlockTq1_0, BlockTq2_0, FP4_LEVELS,
 };
@@ -14,26 +17,25 @@ unsafe fn half_everywhere(p: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned())) }
 }
 
-/// The first four bytes of the block of each group of a chunk of `count` blocks, `GROUPS` groups a block.
+/// As [`heads`], for blocks of `GROUPS` groups, 2 or 4: a lane for each group of `count` blocks, zero behind.
 #[inline(always)]
 unsafe fn heads_of_groups<const BYTES: usize, const GROUPS: usize>(chunk: *const u8, count: usize) -> __m512i {
-    struct Offsets<const BYTES: usize, const GROUPS: usize>;
-    impl<const BYTES: usize, const GROUPS: usize> Offsets<BYTES, GROUPS> {
-        const TABLE: Aligned<[i32; 16]> = {
-            let mut out = [0; 16];
-            let mut i = 0;
-            while i < 16 {
-                out[i] = (i / GROUPS * BYTES) as i32;
-                i += 1;
-            }
-            Aligned(out)
-        };
-    }
-    // SAFETY: blocks are longer than four bytes; lanes of blocks from `count` on aren't read.
+    const { assert!(GROUPS == 2 || GROUPS == 4) };
+    // SAFETY: blocks are longer than four bytes; those behind the last are replaced by the last.
     unsafe {
-        let offsets = _mm512_load_si512((&Offsets::<BYTES, GROUPS>::TABLE as *const Aligned<[i32; 16]>).cast());
+        let head = |i: usize| read_u32(chunk.add(i.min(count - 1) * BYTES)) as i32;
+        let eight = if GROUPS == 4 {
+            _mm256_castsi128_si256(_mm_setr_epi32(head(0), head(1), head(2), head(3)))
+        } else {
+            _mm256_setr_epi32(head(0), head(1), head(2), head(3), head(4), head(5), head(6), head(7))
+        };
+        let block = if GROUPS == 4 {
+            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
+        } else {
+            _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)
+        };
         let mask = ((1u32 << (count * GROUPS)) - 1) as u16;
-        _mm512_mask_i32gather_epi32::<1>(_mm512_setzero_si512(), mask, offsets, chunk.cast())
+        _mm512_maskz_permutexvar_epi32(mask, block, _mm512_castsi256_si512(eight))
     }
 }
 
@@ -45,11 +47,22 @@ unsafe fn fp4_levels(nibbles: __m512i) -> __m512i {
 }
 
 impl Format for BlockMxfp4 {
+    const ORDER: Order = Order::Halves;
+
+    #[inline(always)]
+    unsafe fn pair(chunk: *const u8, i: usize) -> [__m512i; 2] {
+        // SAFETY: nibbles are bytes 1..17 of blocks 4i to 4i + 3.
+        unsafe {
+            let [first, second] = two_nibbles(quarters::<17>(chunk.add(68 * i + 1)));
+            [fp4_levels(first), fp4_levels(second)]
+        }
+    }
+
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
         // SAFETY: the caller's blocks.
         unsafe {
-            let heads = heads_of_groups::<17, 1>(chunk, count);
+            let heads = heads::<17>(chunk, count);
             let e = _mm512_and_si512(heads, _mm512_set1_epi32(255));
             // 2^(e − 128), where the least two are subnormal.
             let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
@@ -215,7 +228,7 @@ impl Format for BlockQ8_1 {
     #[inline(always)]
     unsafe fn scales(chunk: *const u8, count: usize) -> (__m512, __m512) {
         // SAFETY: the caller's blocks.
-        unsafe { (low_halves(heads_of_groups::<36, 1>(chunk, count)), _mm512_setzero_ps()) }
+        unsafe { (low_halves(heads::<36>(chunk, count)), _mm512_setzero_ps()) }
     }
 
     #[inline(always)]
