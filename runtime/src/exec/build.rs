@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::candle::CandleExecutor;
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::options::{Backend, ExecOptions, KvSize, WindowKv};
-use crate::exec::{Executor, KvTypes, Limits};
+use crate::exec::{Executor, KvTypes, Limits, memory};
 use crate::kv::{BLOCK_TOKENS, KvWindow};
 use crate::plan::{KvSpec, Plan};
 
@@ -163,7 +163,7 @@ pub(super) struct Room {
 impl Room {
     /// This process' memory.
     pub(super) fn of_process(caches: Vec<usize>) -> Self {
-        Self { available: available_memory(), ..Self::unknown(caches) }
+        Self { available: memory::available(), ..Self::unknown(caches) }
     }
 
     /// One that takes whatever it is asked to.
@@ -281,13 +281,6 @@ pub(super) fn limits_in(plan: &Plan, options: &ExecOptions, stored: KvTypes, roo
         .window
         .map(|Windowed { num_tokens, .. }| KvWindow { num_tokens, num_blocks: pools.window_blocks(num_blocks) });
     Ok(Limits { max_step_tokens, max_step_outputs: max_step_tokens, num_kv_blocks: num_blocks, window, max_context })
-}
-
-/// `MemAvailable` of Linux, in bytes; `None` where the system doesn't tell.
-pub(super) fn available_memory() -> Option<usize> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]

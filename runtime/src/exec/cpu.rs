@@ -1,14 +1,16 @@
 //! The fast executor for CPUs: a plan's [program](shimmy_kernels::program) on a team of pinned workers.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use shimmy_kernels::cpu::program::Program;
 use shimmy_kernels::cpu::{CpuKernels, topology};
 use shimmy_kernels::program::{ProgramBuilder, ProgramSize, Span};
 
 use crate::error::{Error, Result};
-use crate::exec::build::{available_memory, in_mib};
+use crate::exec::build::in_mib;
 use crate::exec::lower::{lower, program_size};
+use crate::exec::memory;
 use crate::exec::options::{Activations, ExecOptions, WeightMemory};
 use crate::exec::program::ProgramExecutor;
 use crate::loader::Bytes;
@@ -32,10 +34,7 @@ impl CpuExecutor {
     /// As [`Self::new`].
     pub fn with_kernels(plan: &Plan, options: &ExecOptions, kernels: CpuKernels) -> Result<Self> {
         // First: what the cache may take is counted from the memory that is left.
-        let plan = match options.weight_memory {
-            WeightMemory::Mapped => Cow::Borrowed(plan),
-            WeightMemory::Copied => Cow::Owned(with_copied_weights(plan)?),
-        };
+        let plan = weights_in_memory(plan, options.weight_memory)?;
         let plan = &*plan;
         let limits = super::limits(plan, options, options.kv_types)?;
         let (builder, output) = lower(plan, options, &limits)?;
@@ -44,22 +43,45 @@ impl CpuExecutor {
     }
 }
 
-/// The plan with its weights in memory of their own.
-fn with_copied_weights(plan: &Plan) -> Result<Plan> {
-    let mut plan = plan.clone();
+/// Weights are copied unasked if they take at most this part of the memory that is free.
+const COPIED_PART: usize = 3;
+
+/// The plan with its weights where they are wanted.
+fn weights_in_memory(plan: &Plan, wanted: WeightMemory) -> Result<Cow<'_, Plan>> {
     let weights: Vec<Bytes> = plan.weights.iter().map(|weight| weight.view.data.clone()).collect();
-    let size = weights.iter().map(|bytes| bytes.len()).sum();
-    let advice = "leave `--no-mmap` out, and the weights stay in the file's pages";
-    if let Some(free) = available_memory().filter(|&free| free < size) {
-        let (size, free) = (in_mib(size), in_mib(free));
-        return Err(Error::OutOfMemory(format!("a copy of the weights takes {size}, and {free} are free: {advice}")));
+    let size: usize = weights.iter().map(|bytes| bytes.len()).sum();
+    let free = memory::available();
+    match wanted {
+        WeightMemory::Mapped => return Ok(Cow::Borrowed(plan)),
+        WeightMemory::Auto if !memory::has_huge_pages() || free.is_none_or(|free| free / COPIED_PART < size) => {
+            return Ok(Cow::Borrowed(plan));
+        }
+        WeightMemory::Auto => {}
+        WeightMemory::Copied => {
+            if let Some(free) = free.filter(|&free| free < size) {
+                let (size, free) = (in_mib(size), in_mib(free));
+                let advice = "without `--no-mmap` the weights stay in the file's pages";
+                return Err(Error::OutOfMemory(format!(
+                    "a copy of the weights takes {size}, {free} are free: {advice}"
+                )));
+            }
+        }
     }
-    let copies = Bytes::copied(&weights)
-        .map_err(|error| Error::OutOfMemory(format!("a copy of the weights, {}: {error}; {advice}", in_mib(size))))?;
+    let start = Instant::now();
+    let copies = match Bytes::copied(&weights) {
+        Ok(copies) => copies,
+        Err(error) if wanted == WeightMemory::Auto => {
+            tracing::warn!("the weights stay in the file's pages: {error}");
+            return Ok(Cow::Borrowed(plan));
+        }
+        Err(source) => return Err(Error::Io { path: "(a copy of the weights)".into(), source }),
+    };
+    tracing::debug!("{} of weights copied in {:.0} ms", in_mib(size), start.elapsed().as_secs_f64() * 1e3);
+    let mut plan = plan.clone();
     for (weight, copy) in plan.weights.iter_mut().zip(copies) {
         weight.view.data = copy;
     }
-    Ok(plan)
+    Ok(Cow::Owned(plan))
 }
 
 /// The machine for a program or a stage of one.

@@ -13,6 +13,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod lower;
+mod memory;
 pub mod options;
 #[cfg(feature = "cuda")]
 mod placement;

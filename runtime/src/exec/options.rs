@@ -159,11 +159,13 @@ pub enum WindowKv {
 /// Where the cpu executor reads its weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WeightMemory {
+    /// In a copy, where that takes at most a third of the memory that is free and the system has huge pages for it; else in the mapped file.
+    #[default]
+    Auto,
     /// In the mapped file: the system shares its pages with other processes and may drop them. They are huge only where the file system
     /// has such and the file was read since it was written.
-    #[default]
     Mapped,
-    /// In a copy in huge pages: decoding is up to a fifth faster, loading slower, and the process takes as much memory more.
+    /// In a copy in huge pages: decoding is up to a third faster, loading slower, and the process takes as much memory more.
     Copied,
 }
 

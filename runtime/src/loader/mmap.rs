@@ -26,7 +26,8 @@ pub struct Bytes {
 }
 
 enum Source {
-    Map(Mmap),
+    File(Mmap, File),
+    Copy(Mmap),
     Memory(Vec<u8>),
 }
 
@@ -71,13 +72,13 @@ impl Bytes {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let range = 0..map.len();
-        Ok(Self { source: Arc::new(Source::Map(map)), range })
+        Ok(Self { source: Arc::new(Source::File(map, file)), range })
     }
 
     /// The same ranges in memory of their own, which has huge pages whatever the file system. What is given twice is copied once.
     ///
     /// # Errors
-    /// The system's, if it has no address space or memory for them.
+    /// The system's, if it has no memory for them or can't read the file, which may have become shorter.
     pub fn copied(ranges: &[Self]) -> io::Result<Vec<Self>> {
         let padded = |bytes: &Self| bytes.len().next_multiple_of(COPY_ALIGN);
         let (mut starts, mut distinct, mut total) = (HashMap::new(), Vec::new(), 0);
@@ -95,16 +96,28 @@ impl Bytes {
         let (mut rest, mut parts) = (&mut map[..], Vec::new());
         for bytes in distinct {
             let (part, behind) = rest.split_at_mut(padded(bytes));
-            parts.extend(part.chunks_mut(COPY_BYTES).zip(bytes.chunks(COPY_BYTES)));
+            parts.extend(
+                part[..bytes.len()].chunks_mut(COPY_BYTES).enumerate().map(|(i, to)| (bytes, i * COPY_BYTES, to)),
+            );
             rest = behind;
         }
-        parts.into_par_iter().for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
-        let source = Arc::new(Source::Map(map.make_read_only()?));
+        parts.into_par_iter().try_for_each(|(bytes, offset, to)| bytes.read(offset, to))?;
+        let source = Arc::new(Source::Copy(map.make_read_only()?));
         let copy = |bytes: &Self| {
             let start = starts[&(bytes.as_ptr(), bytes.len())];
             Self { source: Arc::clone(&source), range: start..start + bytes.len() }
         };
         Ok(ranges.iter().map(copy).collect())
+    }
+
+    /// What is at `offset` of this range; files are read, which leaves their pages out of this process.
+    fn read(&self, offset: usize, to: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        if let Source::File(_, file) = &*self.source {
+            return std::os::unix::fs::FileExt::read_exact_at(file, to, (self.range.start + offset) as u64);
+        }
+        to.copy_from_slice(&self[offset..offset + to.len()]);
+        Ok(())
     }
 
     /// A part of this range; `None` if it isn't inside.
@@ -122,7 +135,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         let whole: &[u8] = match &*self.source {
-            Source::Map(map) => map,
+            Source::File(map, _) | Source::Copy(map) => map,
             Source::Memory(bytes) => bytes,
         };
         &whole[self.range.clone()]
@@ -141,7 +154,18 @@ mod tests {
 
     #[test]
     fn a_copy_has_the_same_ranges() {
-        let bytes = Bytes::from((0..3 * COPY_BYTES + 5).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
+        let content: Vec<u8> = (0..3 * COPY_BYTES + 5).map(|i| (i % 251) as u8).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, &content).unwrap();
+        check_copies(&Bytes::from(content));
+        let mapped = Bytes::map(&path).unwrap();
+        check_copies(&mapped);
+        File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+        assert_eq!(Bytes::copied(&[mapped]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    fn check_copies(bytes: &Bytes) {
         let ranges =
             [0..3 * COPY_BYTES + 5, 7..7, 1..2, 0..COPY_BYTES, 100..164, 1..2].map(|range| bytes.slice(range).unwrap());
         let copies = Bytes::copied(&ranges).unwrap();

@@ -122,10 +122,13 @@ pub(super) struct ExecArgs {
     /// The same in tokens.
     #[arg(long, value_name = "TOKENS", conflicts_with = "kv_memory")]
     pub(super) kv_tokens: Option<NonZeroUsize>,
-    /// On the CPU: copy the weights into memory of their own instead of mapping the file. Its pages are huge, so decoding is up to a fifth
-    /// faster; loading takes longer, and as much memory is taken as the file has, by each process.
-    #[arg(long)]
+    /// On the CPU: copy the weights into memory of their own, whose pages are huge: decoding is up to a third faster. As much memory is
+    /// taken as the weights have, by each process [default: if they have at most a third of the memory that is free].
+    #[arg(long, conflicts_with = "mmap")]
     pub(super) no_mmap: bool,
+    /// Leave the weights in the mapped file, whose pages other processes share.
+    #[arg(long)]
+    pub(super) mmap: bool,
     /// Most tokens in one step of the engine: how long a long prompt can hold up the answers of others.
     #[arg(long, visible_alias = "step-budget", value_name = "TOKENS", default_value = "512")]
     pub(super) batch_tokens: Option<NonZeroUsize>,
@@ -160,7 +163,11 @@ impl ExecArgs {
                 ActivationsArg::Q8 => Activations::Q8,
                 ActivationsArg::F32 => Activations::F32,
             },
-            weight_memory: if self.no_mmap { WeightMemory::Copied } else { WeightMemory::Mapped },
+            weight_memory: match (self.no_mmap, self.mmap) {
+                (true, _) => WeightMemory::Copied,
+                (_, true) => WeightMemory::Mapped,
+                _ => WeightMemory::Auto,
+            },
             kv_types: KvTypes { k: self.cache_type_k.unwrap_or(self.kv.k), v: self.cache_type_v.unwrap_or(self.kv.v) },
         }
     }
@@ -385,11 +392,14 @@ mod tests {
 
     #[test]
     fn weights_are_copied_when_asked() {
-        for (args, memory) in
-            [(&["shimmy"][..], WeightMemory::Mapped), (&["shimmy", "--no-mmap"], WeightMemory::Copied)]
-        {
-            assert_eq!(Command::try_parse_from(args).unwrap().exec.options().weight_memory, memory);
-        }
+        let memory = |args: &[&str]| {
+            let command = Command::try_parse_from([&["shimmy"], args].concat()).map_err(|error| error.to_string())?;
+            Ok::<_, String>(command.exec.options().weight_memory)
+        };
+        assert_eq!(memory(&[]), Ok(WeightMemory::Auto));
+        assert_eq!(memory(&["--no-mmap"]), Ok(WeightMemory::Copied));
+        assert_eq!(memory(&["--mmap"]), Ok(WeightMemory::Mapped));
+        assert!(memory(&["--mmap", "--no-mmap"]).is_err());
     }
 
     #[test]
