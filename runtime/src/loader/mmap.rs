@@ -26,6 +26,7 @@ pub struct Bytes {
 }
 
 enum Source {
+    #[cfg_attr(not(unix), allow(dead_code, reason = "the file is read by offset on Unix only"))]
     File(Mmap, File),
     Copy(Mmap),
     Memory(Vec<u8>),
