@@ -1,8 +1,9 @@
 //! Few rows of activations: weights are read once, in the layout of the file, `R` rows at a time against `M` activations.
 //!
 //! Per register of 64 codes and pair of rows: one dot product into 16 lanes of i32, one conversion, one multiply-add with the
-//! product of both scales, spread from a register that holds them for the whole chunk. Sums over lanes come last. The order
-//! of additions depends neither on `R` nor on `M`, so a row's result is the same in every batch.
+//! product of both scales, spread from a register that holds them for the whole chunk; where the format allows it, two registers share
+//! all but the dot product ([`Order`]). Offsets of codes are taken off like minima, once a chunk. Sums over lanes come last. The order of
+//! additions depends neither on `R` nor on `M`, so a row's result is the same in every batch.
 
 use core::arch::x86_64::*;
 use std::ops::Range;
@@ -94,13 +95,13 @@ pub(super) unsafe fn tile<F: Format, D: Dot, const R: usize, const M: usize>(job
                     let q = job.q.add(m * job.k + chunk * chunk_elements + i * 128);
                     let x = [_mm512_loadu_si512(q.cast()), _mm512_loadu_si512(q.add(64).cast())];
                     for r in 0..R {
-                        let first = D::dot(_mm512_setzero_si512(), codes[r][0], x[0]);
+                        let dot = D::dot(_mm512_setzero_si512(), codes[r][0], x[0]);
                         if let Order::Halves = F::ORDER {
-                            let both = D::dot(first, codes[r][1], x[1]);
+                            let both = D::dot(dot, codes[r][1], x[1]);
                             acc[r][m] = add_scaled(acc[r][m], both, products[r][m], which[0]);
                         } else {
                             let second = D::dot(_mm512_setzero_si512(), codes[r][1], x[1]);
-                            acc[r][m] = add_scaled(acc[r][m], first, products[r][m], which[0]);
+                            acc[r][m] = add_scaled(acc[r][m], dot, products[r][m], which[0]);
                             acc[r][m] = add_scaled(acc[r][m], second, products[r][m], which[1]);
                         }
                     }
