@@ -48,24 +48,20 @@ const COPIED_PART: usize = 3;
 
 /// The plan with its weights where they are wanted.
 fn weights_in_memory(plan: &Plan, wanted: WeightMemory) -> Result<Cow<'_, Plan>> {
+    if wanted == WeightMemory::Mapped {
+        return Ok(Cow::Borrowed(plan));
+    }
     let weights: Vec<Bytes> = plan.weights.iter().map(|weight| weight.view.data.clone()).collect();
     let size: usize = weights.iter().map(|bytes| bytes.len()).sum();
     let free = memory::available();
-    match wanted {
-        WeightMemory::Mapped => return Ok(Cow::Borrowed(plan)),
-        WeightMemory::Auto if !memory::has_huge_pages() || free.is_none_or(|free| free / COPIED_PART < size) => {
+    if wanted == WeightMemory::Auto {
+        if !memory::has_huge_pages() || free.is_none_or(|free| free / COPIED_PART < size) {
             return Ok(Cow::Borrowed(plan));
         }
-        WeightMemory::Auto => {}
-        WeightMemory::Copied => {
-            if let Some(free) = free.filter(|&free| free < size) {
-                let (size, free) = (in_mib(size), in_mib(free));
-                let advice = "without `--no-mmap` the weights stay in the file's pages";
-                return Err(Error::OutOfMemory(format!(
-                    "a copy of the weights takes {size}, {free} are free: {advice}"
-                )));
-            }
-        }
+    } else if let Some(free) = free.filter(|&free| free < size) {
+        let (size, free) = (in_mib(size), in_mib(free));
+        let advice = "without `--no-mmap` the weights stay in the file's pages";
+        return Err(Error::OutOfMemory(format!("a copy of the weights takes {size}, {free} are free: {advice}")));
     }
     let start = Instant::now();
     let copies = match Bytes::copied(&weights) {

@@ -165,7 +165,7 @@ pub enum WeightMemory {
     /// In the mapped file: the system shares its pages with other processes and may drop them. They are huge only where the file system
     /// has such and the file was read since it was written.
     Mapped,
-    /// In a copy in huge pages: decoding is up to a third faster, loading slower, and the process takes as much memory more.
+    /// In a copy in huge pages: decoding is up to a quarter faster, loading slower, and the process takes as much memory more.
     Copied,
 }
 

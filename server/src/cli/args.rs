@@ -122,7 +122,7 @@ pub(super) struct ExecArgs {
     /// The same in tokens.
     #[arg(long, value_name = "TOKENS", conflicts_with = "kv_memory")]
     pub(super) kv_tokens: Option<NonZeroUsize>,
-    /// On the CPU: copy the weights into memory of their own, whose pages are huge: decoding is up to a third faster. As much memory is
+    /// On the CPU: copy the weights into memory of their own, whose pages are huge: decoding is up to a quarter faster. As much memory is
     /// taken as the weights have, by each process [default: if they have at most a third of the memory that is free].
     #[arg(long, conflicts_with = "mmap")]
     pub(super) no_mmap: bool,

@@ -172,7 +172,6 @@ unsafe fn factors<F: Format>(
         let at = m * job.factor_stride + chunk * 16;
         let products = _mm512_mul_ps(scales, _mm512_loadu_ps(job.factors.add(at)));
         let acc = match F::MINS {
-            Mins::None if F::OFFSET == 0 => acc,
             Mins::None => _mm512_fmadd_ps(scales, _mm512_loadu_ps(job.sums.add(at)), acc),
             Mins::Apart => _mm512_fmadd_ps(mins, _mm512_loadu_ps(job.sums.add(at)), acc),
             Mins::Upper => _mm512_mask_add_ps(acc, 0xff00, acc, products),
@@ -228,8 +227,7 @@ unsafe fn typed<F: Format, D: Dot>(
     let mut carve = scratch.carve();
     let carved: &mut Carve = &mut carve;
     let factors = carved.take::<f32>(acts.num_rows * factor_stride);
-    let has_sums = F::MINS == Mins::Apart || (F::MINS == Mins::None && F::OFFSET != 0);
-    let sums = carved.take::<f32>(if has_sums { factors.len() } else { 0 });
+    let sums = carved.take::<f32>(if F::MINS == Mins::Upper { 0 } else { factors.len() });
     let ordered = carved.take::<i8>(if F::ORDER == Order::Natural { 0 } else { acts.q.len() });
     for m in 0..acts.num_rows {
         let row = acts.rows(m..m + 1);
@@ -313,7 +311,6 @@ fn prepare_factors<F: Format>(act: &ActRows, factors: &mut [f32], sums: &mut [f3
         let at = group / chunk_groups * 16 + group % chunk_groups;
         factors[at] = if has_high_nibbles(group) { scale(group) / 16.0 } else { scale(group) };
         match F::MINS {
-            Mins::None if sums.is_empty() => {}
             Mins::None => sums[at] = -f32::from(F::OFFSET) * scaled_sum(group),
             Mins::Apart => sums[at] = scaled_sum(group),
             // Minima are subtracted.

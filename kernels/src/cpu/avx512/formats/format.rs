@@ -7,7 +7,7 @@ use crate::quant::{Block, GroupKind};
 /// Where the minima of a format go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::cpu::avx512) enum Mins {
-    /// There are none. Codes may have an offset: a minimum of −offset · scale.
+    /// There are none, but for the codes' offset: a minimum of −offset · scale.
     None,
     /// [`Format::scales`] returns them apart.
     Apart,
